@@ -1,0 +1,13 @@
+"""What the three packages of ToCo share: errors, the command wrapper, configuration, palette, files, the manifest.
+
+Light on purpose: nothing here imports torch, so that the serving side runs where torch is not installed.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("toco")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0.0.0"
+
+__all__ = ["__version__"]

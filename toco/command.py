@@ -1,0 +1,63 @@
+"""The shell around every command: errors become one sentence and an exit status, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TextIO
+
+from toco import __version__
+from toco.errors import TocoError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaints have the same one-line form as all other errors."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.add_argument("--version", action="version", version=f"{prog} {__version__}")
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint in one line, with the way to the help, and exit with status 2."""
+        print_error(self.prog, f"{message}; see {self.prog} --help")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+def print_error(prog: str, message: str, stream: TextIO | None = None) -> None:
+    """Print ``prog: error: message`` to standard error."""
+    print(f"{prog}: error: {message}", file=stream or sys.stderr)  # noqa: T201
+
+
+def run_command(prog: str) -> Callable[[Main], Main]:
+    """Turn a ``main(argv)`` into a command that never shows a traceback for what a user can put right.
+
+    A ``TocoError`` gives its sentence and status 2, Ctrl-C status 130, a closed pipe status 0. Anything else is a
+    defect of ours and keeps its traceback.
+    """
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def command(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(argv)
+            except TocoError as error:
+                print_error(prog, str(error))
+                return EXIT_BAD_INPUT
+            except KeyboardInterrupt:
+                print_error(prog, "interrupted")
+                return EXIT_INTERRUPTED
+            except BrokenPipeError:  # the reader of our output went away, as `| head` does
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 0
+
+        return command
+
+    return decorate
