@@ -1,0 +1,106 @@
+"""The manifest of a model repository: what was exported, from what, how well it agrees, and what serves it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from toco.config import FrozenModel
+from toco.errors import ServeError
+from toco.files import write_atomic
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION = 1
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+class Artefact(FrozenModel):
+    """One file that a runtime can execute."""
+
+    file: str = Field(description="File name in the version folder of the model 'toco', e.g. model.fp16.onnx.")
+    format: Literal["onnx", "tensorrt", "tensorrt-rtx"] = Field(description="What executes it.")
+    precision: Precision = Field(description="Precision of its matrix products, read back from the artefact.")
+    num_bytes: int = Field(gt=0, description="Size of the file.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Checksum of the file.")
+
+
+class Shape(FrozenModel):
+    """One corner of the range of inputs."""
+
+    batch: int = Field(gt=0, description="Images in a batch.")
+    height: int = Field(gt=0, description="Image height in pixels.")
+    width: int = Field(gt=0, description="Image width in pixels.")
+
+
+class Profile(FrozenModel):
+    """The range of inputs that the artefacts take, and the one that they are tuned for."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+class Parity(FrozenModel):
+    """How well an artefact's answers agree with PyTorch's at one size, on real images."""
+
+    file: str = Field(description="The artefact, or 'torch-fp16' where no runtime here executes an fp16 engine.")
+    shape: Shape
+    num_images: int = Field(gt=0, description="Images compared.")
+    mask_agreement: float = Field(ge=0, le=1, description="Share of pixels with the same label.")
+    max_confidence_difference: int = Field(ge=0, le=255, description="Largest difference of confidence, of 255.")
+
+
+class Manifest(FrozenModel):
+    """What ``manifest.json`` at the root of a model repository says.
+
+    The served contract is the same for every artefact: input ``image`` uint8 ``[B, H, W, 3]`` RGB with H and W
+    multiples of ``patch_size``; outputs ``mask`` uint8 ``[B, H, W]`` (0 background, 1..C) and ``confidence`` uint8
+    ``[B, H, W]`` (255 times the winner's softmax).
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    classes: tuple[str, ...] = Field(min_length=1, description="Foreground class names, labels 1..C.")
+    palette: tuple[tuple[int, int, int], ...] = Field(description="RGB of labels 0..C.")
+    patch_size: int = Field(gt=0, description="Image sides must be multiples of it.")
+    image_size: int = Field(gt=0, description="Side that the network was trained at, in pixels.")
+    backbone: str = Field(description="timm name, or a description of the small ViT.")
+    opset: int = Field(gt=0, description="ONNX opset of the ONNX artefacts.")
+    profile: Profile
+    artefacts: tuple[Artefact, ...]
+    parity: tuple[Parity, ...]
+    versions: dict[str, str] = Field(description="Package name to version, of all that produced the artefacts.")
+    created: str = Field(description="UTC time of the export, ISO 8601.")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into a model repository."""
+    write_atomic(folder / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a model repository.
+
+    Raises:
+        ServeError: There is none, or it is of another schema.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise ServeError(f"{folder} is not a model repository: it has no {MANIFEST_FILE}; make one with toco-export")
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise ServeError(f"{path} is not a manifest that this version reads ({first}); export the run again") from error

@@ -1,0 +1,142 @@
+"""The Vision Transformer: a timm model, or a small one spelled out, that takes images of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import timm
+import torch
+from pydantic import Field
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toco.config import FrozenModel, nearest
+from toco.errors import ConfigError, ImageSizeError
+
+
+class ViTSpec(FrozenModel):
+    """A plain ViT by its numbers, trained from scratch."""
+
+    image_size: int = Field(96, gt=0, description="Image side for which the position embedding is made, in pixels.")
+    patch_size: int = Field(8, gt=0, description="Side of a patch, in pixels.")
+    width: int = Field(128, gt=0, description="Token dimension D.")
+    depth: int = Field(12, gt=0, description="Number of blocks.")
+    num_heads: int = Field(4, gt=0, description="Attention heads.")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a backbone makes of images, float32.
+
+    Attributes:
+        cls_token: Class token after the final norm, ``[B, D]``.
+        patch_tokens: Patch tokens after the final norm, ``[B, D, h, w]``.
+        aux_tokens: Patch tokens of the auxiliary block, *without* the final norm, ``[B, D, h, w]``.
+    """
+
+    cls_token: Tensor
+    patch_tokens: Tensor
+    aux_tokens: Tensor
+
+
+class Backbone(nn.Module):
+    """A timm ``VisionTransformer`` that gives intermediate tokens and takes any image whose sides fit its patches.
+
+    The patch part of the position embedding is resized bicubically *without antialias* (TensorRT rejects an
+    antialiased Resize); its class part is added unchanged.
+
+    Source: METHOD.md, network.
+    """
+
+    def __init__(self, vit: VisionTransformer, aux_block: int) -> None:
+        super().__init__()
+        self.vit = vit
+        self.aux_block = range(len(vit.blocks))[aux_block]
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.width: int = vit.embed_dim
+        rows, columns = vit.patch_embed.grid_size
+        self.grid_size: tuple[int, int] = (rows, columns)
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Return the tokens of normalised images, float ``[B, 3, H, W]``.
+
+        Raises:
+            ImageSizeError: H or W is not a multiple of the patch size.
+        """
+        vit, patch = self.vit, self.patch_size
+        height, width = images.shape[-2:]
+        if height % patch or width % patch:
+            raise ImageSizeError(
+                f"image is {height}x{width} px; both must be multiples of the patch size {patch}: "
+                f"pad it to {-(-height // patch) * patch}x{-(-width // patch) * patch}"
+            )
+        rows, columns = height // patch, width // patch
+        tokens = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([vit.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = vit.norm_pre(tokens + self._position_embedding(rows, columns))
+        aux_tokens = tokens
+        for index, block in enumerate(vit.blocks):
+            tokens = block(tokens)
+            if index == self.aux_block:
+                aux_tokens = tokens
+        tokens = vit.norm(tokens)
+
+        def as_map(sequence: Tensor) -> Tensor:
+            return sequence[:, 1:].transpose(1, 2).reshape(-1, self.width, rows, columns)
+
+        return Tokens(cls_token=tokens[:, 0], patch_tokens=as_map(tokens), aux_tokens=as_map(aux_tokens))
+
+    def _position_embedding(self, rows: int, columns: int) -> Tensor:
+        """Return the position embedding for a grid of patches, ``[1, 1 + rows * columns, D]``."""
+        embedding: Tensor = self.vit.pos_embed
+        patches = embedding[:, 1:].transpose(1, 2).reshape(1, self.width, *self.grid_size)
+        patches = F.interpolate(patches, size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def build_backbone(
+    backbone: str | ViTSpec, *, pretrained: bool, aux_block: int, drop_path_rate: float = 0.0
+) -> Backbone:
+    """Build a backbone from a timm name, with timm's weights if ``pretrained``, or from a specification.
+
+    Raises:
+        ConfigError: timm does not know the name, the model is not a plain ViT with a class token, its weights could
+            not be downloaded, or a specification cannot be pretrained.
+    """
+    if isinstance(backbone, ViTSpec):
+        if pretrained:
+            raise ConfigError("a backbone given by its numbers has no pretrained weights; name a timm model instead")
+        vit = VisionTransformer(
+            img_size=backbone.image_size,
+            patch_size=backbone.patch_size,
+            embed_dim=backbone.width,
+            depth=backbone.depth,
+            num_heads=backbone.num_heads,
+            num_classes=0,
+            drop_path_rate=drop_path_rate,
+        )
+    else:
+        vit = _create_timm_model(backbone, pretrained=pretrained, drop_path_rate=drop_path_rate)
+    if not -len(vit.blocks) <= aux_block < len(vit.blocks):
+        raise ConfigError(f"aux_block {aux_block} does not exist: the backbone has {len(vit.blocks)} blocks")
+    return Backbone(vit, aux_block)
+
+
+def _create_timm_model(name: str, *, pretrained: bool, drop_path_rate: float) -> VisionTransformer:
+    """Create a plain ViT by its timm name."""
+    if not timm.is_model(name):
+        known = timm.list_models("*vit*") + timm.list_models("deit*")
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{nearest(name.split('.')[0], known)}")
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path_rate)
+    except Exception as error:  # timm and the hub raise many kinds for "cannot download"
+        if not pretrained:
+            raise
+        raise ConfigError(
+            f"cannot get the pretrained weights of {name!r} ({type(error).__name__}): connect to the network once, "
+            "or train from random weights with --no-pretrained"
+        ) from error
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.num_prefix_tokens != 1:
+        raise ConfigError(f"{name!r} is not a plain ViT with one class token; try vit_base_patch16_224")
+    return vit
