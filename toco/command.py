@@ -33,7 +33,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def print_error(prog: str, message: str, stream: TextIO | None = None) -> None:
     """Print ``prog: error: message`` to standard error."""
-    print(f"{prog}: error: {message}", file=stream or sys.stderr)  # noqa: T201
+    print(f"{prog}: error: {message}", file=stream or sys.stderr)
 
 
 def run_command(prog: str) -> Callable[[Main], Main]:

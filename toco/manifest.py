@@ -13,7 +13,6 @@ from toco.errors import ServeError
 from toco.files import write_atomic
 
 MANIFEST_FILE = "manifest.json"
-SCHEMA_VERSION = 1
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -62,7 +61,7 @@ class Manifest(FrozenModel):
     ``[B, H, W]`` (255 times the winner's softmax).
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     classes: tuple[str, ...] = Field(min_length=1, description="Foreground class names, labels 1..C.")
     palette: tuple[tuple[int, int, int], ...] = Field(description="RGB of labels 0..C.")
     patch_size: int = Field(gt=0, description="Image sides must be multiples of it.")

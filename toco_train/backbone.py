@@ -127,7 +127,7 @@ def _create_timm_model(name: str, *, pretrained: bool, drop_path_rate: float) ->
     """Create a plain ViT by its timm name."""
     if not timm.is_model(name):
         known = timm.list_models("*vit*") + timm.list_models("deit*")
-        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{nearest(name.split('.')[0], known)}")
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{nearest(name.partition('.')[0], known)}")
     try:
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path_rate)
     except Exception as error:  # timm and the hub raise many kinds for "cannot download"

@@ -136,6 +136,10 @@ class ToCo(nn.Module):
         logits: Tensor = self.decoder(self.backbone(images).patch_tokens)
         return logits
 
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher's projection head towards the student's: ``t = momentum * t + (1 - momentum) * s``."""
+        self.teacher_projection.move_towards(self.projection, momentum)
+
     @torch.no_grad()
     def _activation_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         return self.classifier(tokens.patch_tokens), self.aux_classifier(tokens.aux_tokens)

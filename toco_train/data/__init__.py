@@ -1,0 +1,1 @@
+"""Data sources (VOC devkit, folder of tagged photos), augmentation and loading."""

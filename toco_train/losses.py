@@ -1,0 +1,181 @@
+"""The losses of Token Contrast, as pure functions of tensors.
+
+Shapes: B images, D token width, h x w tokens, N = h * w, V views of an image, K width of the projection, C foreground
+classes, H x W pixels. Labels: 0 background, 1..C classes, 255 ignore.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE_INDEX = 255
+UNKNOWN = 255
+_EPSILON = 1e-4
+
+
+def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
+    """Compute the multi-label soft-margin loss of image-level logits.
+
+    Args:
+        class_logits: float ``[B, C]``.
+        image_labels: Multi-hot image labels, float ``[B, C]``.
+
+    Returns:
+        Scalar, mean over images and classes.
+    """
+    return F.multilabel_soft_margin_loss(class_logits, image_labels)
+
+
+def patch_token_contrast(features: Tensor, affinity: Tensor) -> Tensor:
+    """Pull same-class patch tokens together and push different ones apart.
+
+    Args:
+        features: Final patch tokens, float ``[B, D, h, w]``.
+        affinity: Pseudo relation of each pair of tokens, integer ``[B, N, N]``: 1 same class, 0 different, 255
+            unknown (left out).
+
+    Returns:
+        Scalar in [0, 1]; 0.5 where no pair is known.
+
+    Source: ToCo (CVPR 2023), section 3.3; similarity is |cos| as in the published code (METHOD.md, step 3).
+    """
+    tokens = F.normalize(features.flatten(2).float(), dim=1)
+    similarity = (tokens.transpose(1, 2) @ tokens).abs()
+    same, different = affinity == 1, affinity == 0
+    positive = (similarity * same).sum() / (same.sum() + 1)
+    negative = (similarity * different).sum() / (different.sum() + 1)
+    return 0.5 * (1 - positive) + 0.5 * negative
+
+
+def class_token_contrast(student: Tensor, teacher: Tensor, positive: Tensor, temperature: float) -> Tensor:
+    """Pull the class tokens of uncertain regions to that of the whole image, and push those of background away.
+
+    Args:
+        student: Projections of all views by the trained head, float ``[B, V, K]``.
+        teacher: Projections of the two global views by its moving average, float ``[B, 2, K]``.
+        positive: Which views are positives, bool ``[B, V]``; the others are negatives of their own image.
+        temperature: Softmax temperature tau, above 0.
+
+    Returns:
+        Scalar, mean over images.
+
+    Source: ToCo (CVPR 2023), section 3.4; METHOD.md, step 4.
+    """
+    similarity = torch.exp(teacher.detach().float() @ student.float().transpose(1, 2) / temperature)
+    is_positive = positive[:, None, :].to(similarity.dtype)
+    negatives = (similarity * (1 - is_positive)).sum(dim=2, keepdim=True)
+    pull = -torch.log(similarity / (similarity + negatives + _EPSILON)) * is_positive
+    push = torch.log1p(negatives.squeeze(2) + _EPSILON)
+    per_image = (pull.sum(dim=(1, 2)) + push.sum(dim=1)) / teacher.shape[1]
+    return (per_image / (is_positive.sum(dim=(1, 2)) + _EPSILON)).mean()
+
+
+def balanced_segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Compute the mean of the cross-entropies over background and over foreground pixels.
+
+    Args:
+        logits: float ``[B, C + 1, H, W]``, background first.
+        labels: Pseudo labels, int64 ``[B, H, W]``.
+        ignore_index: Label of pixels that do not count.
+
+    Returns:
+        Scalar, finite also where one kind of pixel, or every pixel, is missing.
+
+    Source: METHOD.md, step 6. Deviation: a term with no pixel is 0, where the published code divides by zero.
+    """
+    per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
+    background = labels == 0
+    foreground = (labels != 0) & (labels != ignore_index)
+
+    def mean_over(pixels: Tensor) -> Tensor:
+        return (per_pixel * pixels).sum() / pixels.sum().clamp(min=1)
+
+    return 0.5 * (mean_over(background) + mean_over(foreground))
+
+
+def dense_energy_loss(
+    images: Tensor,
+    probabilities: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    *,
+    sigma_rgb: float = 15.0,
+    sigma_xy: float = 100.0,
+    scale: float = 0.5,
+    chunk: int = 1024,
+) -> Tensor:
+    """Compute the dense energy of a soft segmentation: like pixels that are near and alike should agree.
+
+    ``-sum_k S_k^T W S_k`` with ``W_ij = exp(-|rgb_i - rgb_j|^2 / (2 sigma_rgb^2) - |xy_i - xy_j|^2 / (2 sigma_xy^2))``,
+    at ``scale`` of the size (n pixels) where ``sigma_xy`` shrinks with it. Row i is weighted by the gate
+    ``max(0, 1 - max_k S_ik)``, or 1 where the pseudo label is 255: confident pixels are left alone.
+
+    Cost: about ``n^2 (C + 8)`` multiply-adds and n^2 exponentials an image, in chunks of rows: memory is
+    ``4 * chunk * n`` bytes twice. At 448 x 448, 21 labels: n = 50,176, 73 G multiply-adds, 0.4 GB.
+
+    Args:
+        images: RGB in [0, 255], float ``[B, 3, H, W]``.
+        probabilities: Softmax of the segmentation, float ``[B, C + 1, H, W]``.
+        labels: Pseudo labels, integer ``[B, H, W]``; only where they are 255 counts.
+        valid: 1 inside the image, 0 in the padding, ``[B, H, W]`` float or bool.
+        sigma_rgb: Kernel width in colour, in grey levels.
+        sigma_xy: Kernel width in position, in pixels at full size.
+        scale: Size at which the energy is taken.
+        chunk: Rows of W in memory at a time.
+
+    Returns:
+        Scalar, at most 0, mean over images (a sum over pixels: weigh it by something like 1e-7).
+
+    Source: METHOD.md, step 7 (regularised losses, Tang et al., ECCV 2018). Deviation: the exact kernel on the training
+    device, where the published code runs an approximate filter in a compiled CPU extension. The gate is a constant
+    and the gradient is ``-2 gate W S``, as published.
+    """
+    size = [int(side * scale) for side in images.shape[-2:]]
+    small_images = F.interpolate(images.float(), size=size, mode="nearest")
+    small = F.interpolate(probabilities.float(), size=size, mode="bilinear", align_corners=False)
+    inside = F.interpolate(valid[:, None].float(), size=size, mode="nearest")
+    unlabelled = F.interpolate(labels[:, None].float(), size=size, mode="nearest") == IGNORE_INDEX
+    gate = torch.where(unlabelled, 1.0, inside - small.detach().amax(dim=1, keepdim=True)).clamp(min=0)
+    features = _kernel_features(small_images, sigma_rgb=sigma_rgb, sigma_xy=sigma_xy * scale)
+    energy: Tensor = _DenseEnergy.apply(small * inside, features, gate, chunk)
+    return energy
+
+
+def _kernel_features(images: Tensor, *, sigma_rgb: float, sigma_xy: float) -> Tensor:
+    """Return the point of each pixel in the Gaussian's space, float ``[B, n, 5]``, centred for precision."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device, dtype=images.dtype)
+    columns = torch.arange(width, device=images.device, dtype=images.dtype)
+    position = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).expand(len(images), -1, -1, -1)
+    points = torch.cat([images / sigma_rgb, position / sigma_xy], dim=1).flatten(2).transpose(1, 2)
+    return points - points.mean(dim=1, keepdim=True)
+
+
+class _DenseEnergy(torch.autograd.Function):
+    """Energy of ``[B, K, H, W]`` probabilities; its gradient reuses the filtered values of the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, probabilities: Tensor, features: Tensor, gate: Tensor, chunk: int) -> Tensor:
+        flat = probabilities.flatten(2).transpose(1, 2)
+        filtered = torch.empty_like(flat)
+        half_norm = features.square().sum(dim=2, keepdim=True) / 2
+        ones = torch.ones_like(half_norm)
+        # exp(f_i . f_j - |f_i|^2 / 2 - |f_j|^2 / 2) as one product of augmented points
+        left = torch.cat([features, -half_norm, ones], dim=2)
+        right = torch.cat([features, ones, -half_norm], dim=2).transpose(1, 2)
+        for image in range(len(flat)):
+            for start in range(0, flat.shape[1], chunk):
+                kernel = (left[image, start : start + chunk] @ right[image]).exp_()
+                filtered[image, start : start + chunk] = kernel @ flat[image]
+        gated = filtered.transpose(1, 2).reshape_as(probabilities) * gate
+        ctx.save_for_backward(gated)
+        return -(probabilities * gated).sum() / len(probabilities)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (gated,) = ctx.saved_tensors
+        return -2 * grads[0] * gated / len(gated), None, None, None

@@ -1,0 +1,86 @@
+"""Grids of pictures to look at: an image, its activation maps, its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from toco.files import atomic_path
+from toco.palette import IGNORE_INDEX, UInt8Array, colour_mask, overlay, voc_palette
+from toco_train.data.source import Sample, read_image, read_mask
+from toco_train.evaluation import Prediction
+
+Row = Sequence[UInt8Array]
+
+
+def heat(image: UInt8Array, strength: npt.NDArray[np.float32]) -> UInt8Array:
+    """Lay a map in [0, 1], ``[H, W]``, over its image, ``[H, W, 3]`` uint8: dark blue is 0, yellow 1."""
+    from matplotlib import colormaps  # noqa: PLC0415  (slow to import, and only pictures need it)
+
+    colours = colormaps["viridis"](np.clip(strength, 0, 1))[..., :3] * 255
+    return (0.35 * image + 0.65 * colours).round().astype(np.uint8)
+
+
+def prediction_row(sample: Sample, prediction: Prediction) -> list[UInt8Array]:
+    """Return image, aux CAM, CAM, predicted mask and truth of a sample, each uint8 ``[H, W, 3]``.
+
+    The maps show the strongest of the classes that the image is tagged with; the truth is left out where there is none.
+    """
+    image = np.asarray(read_image(sample.image))
+    tagged = [label - 1 for label in sample.labels]
+    row = [image]
+    for cam in (prediction.aux_cam, prediction.cam):
+        strength = cam[tagged].amax(dim=0) if tagged else cam[0] * 0
+        row.append(heat(image, strength.cpu().numpy()))
+    row.append(overlay(image, prediction.seg.to("cpu").numpy().astype(np.uint8)))
+    if sample.mask is not None:
+        truth = read_mask(sample)
+        shown = overlay(image, truth)
+        shown[truth == IGNORE_INDEX] = colour_mask(truth)[truth == IGNORE_INDEX]
+        row.append(shown)
+    return row
+
+
+PREDICTION_TITLES = ("image", "aux CAM", "CAM", "predicted mask", "truth")
+
+
+def save_grid(
+    path: Path, rows: Sequence[Row], titles: Sequence[str], classes: Sequence[str], caption: str = ""
+) -> None:
+    """Write rows of pictures with column titles and a legend of the classes, as PNG, whole or not at all.
+
+    Args:
+        path: Where to write.
+        rows: For each row its pictures, uint8 ``[H, W, 3]``, at most as many as ``titles``.
+        titles: Column titles.
+        classes: Names of labels 1..C for the legend.
+        caption: One line above everything.
+    """
+    cell, heading, legend = 1.75, 0.62, 0.34 * -(-len(classes) // 6) + 0.15
+    figure = Figure(figsize=(cell * len(titles), cell * len(rows) + heading + legend), facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, cells in zip(rows, axes, strict=True):
+        for axis in cells:
+            axis.set_axis_off()
+        for picture, axis in zip(row, cells, strict=False):
+            axis.imshow(picture, interpolation="nearest")
+    for title, axis in zip(titles, axes[0], strict=True):
+        axis.set_title(title, fontsize=11, pad=5)
+    if caption:
+        figure.text(0.5, 0.995, caption, ha="center", va="top", fontsize=10, color="#444444")
+    palette = voc_palette()
+    handles = [Patch(color=palette[label] / 255, label=name) for label, name in enumerate(classes, start=1)]
+    figure.legend(handles=handles, loc="lower center", ncol=min(6, len(handles)), frameon=False, fontsize=10)
+    height = figure.get_figheight()
+    figure.subplots_adjust(
+        left=0.01, right=0.99, top=1 - heading / height, bottom=legend / height, wspace=0.03, hspace=0.03
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,195 @@
+"""One training step of Token Contrast: from a batch to its losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toco.config import FrozenModel
+from toco_train.cam import (
+    PixelAdaptiveRefinement,
+    inside_boxes,
+    multi_scale_cam,
+    refine_label,
+    roi_mask,
+    three_way_label,
+    token_affinity,
+)
+from toco_train.data.loading import Batch
+from toco_train.local_crops import local_crops
+from toco_train.losses import (
+    balanced_segmentation_loss,
+    class_token_contrast,
+    classification_loss,
+    dense_energy_loss,
+    patch_token_contrast,
+)
+from toco_train.model import ToCo, ToCoOutput
+
+
+class CamConfig(FrozenModel):
+    """How class activation maps are taken, and the background scores that turn them into labels."""
+
+    scales: tuple[float, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="Image scales of a CAM.")
+    low: float = Field(0.25, ge=0, le=1, description="At or below: background.")
+    background: float = Field(0.5, ge=0, le=1, description="The one threshold of a CAM's label in evaluation.")
+    high: float = Field(0.7, ge=0, le=1, description="Above: foreground. Between low and high: ignored.")
+
+
+class ContrastConfig(FrozenModel):
+    """Class-token contrast."""
+
+    temperature: float = Field(0.5, gt=0, description="Softmax temperature tau.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the teacher's moving average.")
+    num_local_crops: int = Field(8, gt=0, description="Local crops an image.")
+    local_crop_size: int = Field(96, gt=0, description="Their side in pixels, a multiple of the patch size.")
+    negative_ratio: float = Field(0.2, ge=0, le=2, description="At most this mean of the region mask: a negative.")
+
+
+class RegularizationConfig(FrozenModel):
+    """Dense energy of the segmentation."""
+
+    sigma_rgb: float = Field(15.0, gt=0, description="Kernel width in colour, in grey levels.")
+    sigma_xy: float = Field(100.0, gt=0, description="Kernel width in position, in pixels at full size.")
+    scale: float = Field(1e-7, ge=0, description="Factor that makes a sum over pixels a loss.")
+
+
+class LossWeights(FrozenModel):
+    """Weight of each loss in the total."""
+
+    cls: float = Field(1.0, ge=0, description="Classification by the final tokens.")
+    aux_cls: float = Field(1.0, ge=0, description="Classification by the auxiliary tokens.")
+    ptc: float = Field(0.2, ge=0, description="Patch-token contrast.")
+    ctc: float = Field(0.5, ge=0, description="Class-token contrast.")
+    seg: float = Field(0.1, ge=0, description="Segmentation against the pseudo label.")
+    reg: float = Field(0.05, ge=0, description="Dense energy.")
+
+
+class Phase(FrozenModel):
+    """Which losses are on from a step onwards; the two classification losses always are."""
+
+    from_step: int = Field(ge=0, description="First step of the phase.")
+    ptc: bool = True
+    ctc: bool = True
+    seg: bool = True
+    reg: bool = True
+    pseudo_label: Literal["cam", "aux_cam"] = Field("cam", description="What the segmentation learns from.")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a step: scalars on the training device, detached but for ``total``.
+
+    ``parts`` holds the unweighted losses that the phase computes, by the names of ``LossWeights``.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class TokenContrast(nn.Module):
+    """The training objective: a network and all that turns a batch into losses.
+
+    Source: METHOD.md, one training step. Same values as published with less work: the teacher reads the student's
+    class tokens, view 1 is the training image's own pass, and so is its CAM at scale 1.
+    """
+
+    def __init__(
+        self,
+        model: ToCo,
+        *,
+        cam: CamConfig,
+        contrast: ContrastConfig,
+        regularization: RegularizationConfig,
+        weights: LossWeights,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.refinement = PixelAdaptiveRefinement()
+        self._cam, self._contrast, self._regularization = cam, contrast, regularization
+        self._weights = weights
+        for name, value in (("mean", model.config.mean), ("std", model.config.std)):
+            self.register_buffer(f"_{name}", torch.tensor(value).view(3, 1, 1), persistent=False)
+        self._mean: Tensor
+        self._std: Tensor
+
+    def forward(self, batch: Batch, phase: Phase) -> Losses:
+        """Compute the losses that the phase asks for."""
+        weights, labels = self._weights, batch.image_labels
+        images = self.normalise(batch.view1)
+        output: ToCoOutput = self.model(images)
+        cam, aux_cam = multi_scale_cam(self.model, images, self._cam.scales, scale_one=(output.cam, output.aux_cam))
+        parts = {
+            "cls": classification_loss(output.class_logits.float(), labels),
+            "aux_cls": classification_loss(output.aux_class_logits.float(), labels),
+        }
+        if phase.ptc and weights.ptc:
+            parts["ptc"] = self._patch_token_contrast(output.patch_tokens, aux_cam, batch)
+        if phase.ctc and weights.ctc:
+            parts["ctc"] = self._class_token_contrast(output.cls_token, aux_cam, batch)
+        if (phase.seg and weights.seg) or (phase.reg and weights.reg):
+            pseudo_label = self._pseudo_label(cam if phase.pseudo_label == "cam" else aux_cam, batch)
+            logits = F.interpolate(
+                output.seg_logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False
+            )
+            if phase.seg and weights.seg:
+                parts["seg"] = balanced_segmentation_loss(logits, pseudo_label)
+            if phase.reg and weights.reg:
+                parts["reg"] = self._dense_energy(logits, pseudo_label, batch)
+        total = torch.stack([getattr(weights, name) * loss for name, loss in parts.items()]).sum()
+        return Losses(total=total, parts={name: loss.detach() for name, loss in parts.items()})
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scale uint8 images ``[B, 3, H, W]`` to [0, 1] and normalise each channel: float32."""
+        return (images.float() / 255 - self._mean) / self._std
+
+    def _patch_token_contrast(self, patch_tokens: Tensor, aux_cam: Tensor, batch: Batch) -> Tensor:
+        """Contrast final tokens by the relations that the auxiliary CAM suggests (METHOD.md, step 3)."""
+        token_cam = F.interpolate(aux_cam, size=patch_tokens.shape[-2:], mode="bilinear", align_corners=False)
+        patch = self.model.patch_size
+        first = torch.tensor([patch - 1, 0, patch - 1, 0], device=batch.boxes.device)  # tokens wholly inside the image
+        boxes = torch.div(batch.boxes + first, patch, rounding_mode="floor")
+        labels = three_way_label(token_cam, batch.image_labels, self._cam.low, self._cam.high, boxes)
+        return patch_token_contrast(patch_tokens, token_affinity(labels))
+
+    def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, batch: Batch) -> Tensor:
+        """Contrast the class tokens of local crops with those of the whole image (METHOD.md, step 4)."""
+        config = self._contrast
+        roi = roi_mask(aux_cam, batch.image_labels, self._cam.low, self._cam.high)
+        crops, positive = local_crops(
+            self.normalise(batch.local),
+            roi,
+            num_crops=config.num_local_crops,
+            crop_size=config.local_crop_size,
+            negative_ratio=config.negative_ratio,
+        )
+        second = self.model.backbone(self.normalise(batch.view2)).cls_token
+        local = self.model.backbone(crops.flatten(0, 1)).cls_token.unflatten(0, crops.shape[:2])
+        views = torch.cat([torch.stack([cls_token, second], dim=1), local], dim=1)
+        teacher = self.model.teacher_projection(views[:, :2].detach())
+        positive = torch.cat([positive.new_ones(len(positive), 2), positive], dim=1)
+        return class_token_contrast(self.model.projection(views), teacher, positive, config.temperature)
+
+    def _pseudo_label(self, cam: Tensor, batch: Batch) -> Tensor:
+        """Refine a CAM to the label that the segmentation learns from (METHOD.md, step 5)."""
+        return refine_label(
+            batch.view1.float() / 255, cam, batch.image_labels, self._cam.low, self._cam.high, batch.boxes,
+            self.refinement,
+        )  # fmt: skip
+
+    def _dense_energy(self, logits: Tensor, pseudo_label: Tensor, batch: Batch) -> Tensor:
+        """Ask like pixels to agree (METHOD.md, step 7)."""
+        config = self._regularization
+        return config.scale * dense_energy_loss(
+            batch.view1.float(),
+            logits.softmax(dim=1),
+            pseudo_label,
+            inside_boxes(batch.boxes, *logits.shape[-2:]),
+            sigma_rgb=config.sigma_rgb,
+            sigma_xy=config.sigma_xy,
+        )
