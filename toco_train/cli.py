@@ -135,7 +135,7 @@ def _evaluate_command(argv: Sequence[str]) -> int:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     console = Console()
     with _progress(console) as progress:
-        task = progress.add_task("evaluating", total=None)
+        task = progress.add_task("evaluating", total=None, note="")
         evaluation = evaluate(
             model,
             source.train if arguments.split == "train" else source.val,

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from toco.errors import TrainingError
@@ -61,6 +62,7 @@ def train(config: TrainConfig, run: RunFolder, watcher: Watcher) -> ToCo:
         TrainingError: A loss is not finite.
     """
     set_seed(config.seed)
+    AcceleratorState._reset_state()  # else a second run of this process keeps the precision of the first
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     source = open_source(config.data, seed=config.seed)
     config = config.model_copy(update={"model": config.model.model_copy(update={"classes": source.classes})})

@@ -123,25 +123,32 @@ class TokenContrast(nn.Module):
         weights, labels = self._weights, batch.image_labels
         images = self.normalise(batch.view1)
         output: ToCoOutput = self.model(images)
-        cam, aux_cam = multi_scale_cam(self.model, images, self._cam.scales, scale_one=(output.cam, output.aux_cam))
         parts = {
             "cls": classification_loss(output.class_logits.float(), labels),
             "aux_cls": classification_loss(output.aux_class_logits.float(), labels),
         }
-        if phase.ptc and weights.ptc:
+        use = {name: getattr(phase, name) and getattr(weights, name) > 0 for name in ("ptc", "ctc", "seg", "reg")}
+        if not any(use.values()):
+            return self._weighted(parts)
+        cam, aux_cam = multi_scale_cam(self.model, images, self._cam.scales, scale_one=(output.cam, output.aux_cam))
+        if use["ptc"]:
             parts["ptc"] = self._patch_token_contrast(output.patch_tokens, aux_cam, batch)
-        if phase.ctc and weights.ctc:
+        if use["ctc"]:
             parts["ctc"] = self._class_token_contrast(output.cls_token, aux_cam, batch)
-        if (phase.seg and weights.seg) or (phase.reg and weights.reg):
+        if use["seg"] or use["reg"]:
             pseudo_label = self._pseudo_label(cam if phase.pseudo_label == "cam" else aux_cam, batch)
             logits = F.interpolate(
                 output.seg_logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False
             )
-            if phase.seg and weights.seg:
+            if use["seg"]:
                 parts["seg"] = balanced_segmentation_loss(logits, pseudo_label)
-            if phase.reg and weights.reg:
+            if use["reg"]:
                 parts["reg"] = self._dense_energy(logits, pseudo_label, batch)
-        total = torch.stack([getattr(weights, name) * loss for name, loss in parts.items()]).sum()
+        return self._weighted(parts)
+
+    def _weighted(self, parts: dict[str, Tensor]) -> Losses:
+        """Add the losses up by their weights."""
+        total = torch.stack([getattr(self._weights, name) * loss for name, loss in parts.items()]).sum()
         return Losses(total=total, parts={name: loss.detach() for name, loss in parts.items()})
 
     def normalise(self, images: Tensor) -> Tensor:

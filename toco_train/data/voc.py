@@ -16,9 +16,12 @@ VOC_CLASSES = (
 CLASSES_FILE = "classes.yaml"
 
 
+_FOLDERS = ("JPEGImages", "Annotations", "ImageSets")
+
+
 def is_voc(path: Path) -> bool:
-    """Tell whether a folder has the layout of a VOC devkit."""
-    return (path / "JPEGImages").is_dir() and (path / "Annotations").is_dir()
+    """Tell whether a folder has the layout of a VOC devkit, if perhaps not all of it."""
+    return sum((path / name).is_dir() for name in _FOLDERS) >= 2
 
 
 def open_voc(path: Path) -> DataSource:
@@ -29,6 +32,9 @@ def open_voc(path: Path) -> DataSource:
     Raises:
         DataError: A list, an annotation or an image is missing, or an annotation names an unknown class.
     """
+    for name in _FOLDERS:
+        if not (path / name).is_dir():
+            raise DataError(f"{path} looks like a VOC devkit but has no folder {name}; restore it")
     classes: tuple[str, ...] = VOC_CLASSES
     if (path / CLASSES_FILE).is_file():
         classes = tuple(str(name) for name in read_yaml(path / CLASSES_FILE).get("classes", ()))

@@ -38,7 +38,7 @@ def paint_grass(canvas: Canvas, rng: np.random.Generator, tilt: float) -> None:
     blade = hsv(hue, 0.55, 0.44)
     for root, tip, tone in zip(roots.tolist(), tips.tolist(), tones.tolist(), strict=True):
         draw.line([*root, *tip], fill=_bytes(shade(blade, tone)), width=max(1, round(0.009 * side)))
-    canvas.samples[:] = np.asarray(ground, dtype=np.float32) / 255
+    canvas.samples[:] = np.moveaxis(np.asarray(ground, dtype=np.float32), 2, 0) / 255
 
 
 def paint_bricks(canvas: Canvas, rng: np.random.Generator, tilt: float) -> None:
@@ -110,8 +110,8 @@ _DISTRACTORS = (_ring, _cross, _star, _bar, _blob)
 
 def _tint(canvas: Canvas, colour: Colour, tone: FloatArray) -> None:
     """Cover the whole canvas with a colour times a tone, float ``[S, S]``."""
-    canvas.samples[:] = tone[..., None] * np.array(colour, dtype=np.float32)
-    np.clip(canvas.samples, 0, 1, out=canvas.samples)
+    for plane, channel in zip(canvas.samples, colour, strict=True):
+        np.clip(channel * tone, 0, 1, out=plane)
 
 
 def _bytes(colour: Colour) -> tuple[int, int, int]:

@@ -31,33 +31,33 @@ class Window(NamedTuple):
 
 
 class Canvas:
-    """RGB samples in [0, 1], float32 ``[S, S, 3]`` with S = size * supersample; (0, 0) is the top left corner."""
+    """RGB samples in [0, 1], float32 ``[3, S, S]`` with S = size * supersample; (0, 0) is the top left corner."""
 
     def __init__(self, size: int, supersample: int) -> None:
         self.size = size
         self.supersample = supersample
         self.side = size * supersample
-        self.samples: FloatArray = np.zeros((self.side, self.side, 3), dtype=np.float32)
+        self.samples: FloatArray = np.zeros((3, self.side, self.side), dtype=np.float32)
 
     def window(self, centre: Point = (0.5, 0.5), reach: float = 0.5) -> Window:
         """Return the samples no farther than ``reach`` from ``centre`` along each axis; the whole canvas by default."""
         columns, rows = (_span(position, reach, self.side, clip=True) for position in centre)
         return _window(rows, columns, self.side)
 
-    def fill(self, window: Window, inside: BoolArray, colour: Colour, tone: FloatArray | None = None) -> None:
-        """Paint one colour where ``inside`` holds, times a ``tone`` if one is given for the window."""
-        shades = colour if tone is None else tone[inside][:, None] * np.array(colour, dtype=np.float32)
-        self.samples[window.where][inside] = shades
+    def fill(self, window: Window, inside: BoolArray, colour: Colour, tone: FloatArray | float = 1.0) -> None:
+        """Paint one colour where ``inside`` holds, times a tone."""
+        for plane, channel in zip(self.samples, colour, strict=True):
+            np.copyto(plane[window.where], np.float32(channel) * tone, where=inside, casting="same_kind")
 
     def darken(self, window: Window, inside: BoolArray, factor: float) -> None:
         """Multiply the brightness where ``inside`` holds."""
-        self.samples[window.where][inside] *= np.float32(factor)
+        self.samples[(slice(None), *window.where)] *= np.where(inside, np.float32(factor), np.float32(1))
 
     def pixels(self) -> FloatArray:
         """Return the mean of each pixel's samples, float32 ``[size, size, 3]`` in [0, 1]."""
         step = self.supersample
-        total = sum(self.samples[row::step, column::step] for row in range(step) for column in range(step))
-        return np.asarray(total, dtype=np.float32) / step**2
+        total = sum(self.samples[:, row::step, column::step] for row in range(step) for column in range(step))
+        return np.ascontiguousarray(np.moveaxis(np.asarray(total, dtype=np.float32) / step**2, 0, 2))
 
 
 def pixels_around(centre: Point, reach: float, size: int) -> Window:

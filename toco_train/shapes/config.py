@@ -23,8 +23,8 @@ class SceneConfig(FrozenModel):
     )
     object_scale: Span = Field((0.36, 0.64), description="Diameter of the disc that has the area of an object's body.")
     aspect_jitter: Share = Field(0.1, description="How much a body is squeezed or stretched across, to both sides.")
-    truncation_probability: Share = Field(0.25, description="Chance that an object may reach over the image border.")
-    truncation_reach: Share = Field(0.3, description="How far over the border, as a fraction of the object's radius.")
+    truncation_probability: Share = Field(0.35, description="Chance that an object may reach over the image border.")
+    truncation_reach: Share = Field(0.45, description="How far over the border, as a fraction of the object's radius.")
     min_visible: Share = Field(0.6, description="Least share of an object that truncation and occlusion leave visible.")
     min_part_visible: Share = Field(0.75, description="Least share of an object's part that stays visible.")
 
@@ -33,7 +33,8 @@ class SceneConfig(FrozenModel):
     part_tilt_deg: float = Field(20, ge=0, description="How far the part turns against its body, to both sides.")
     part_hue_jitter: Share = Field(0.02, description="Hue shift of a part, to both sides (1 is the whole circle).")
 
-    body_hue_jitter: Share = Field(0.025, description="Hue shift of a body, to both sides.")
+    body_lean: Share = Field(0.035, description="How far the twins' mean body hues lie to each side of the family's.")
+    body_hue_jitter: Share = Field(0.045, description="Hue shift of a body, to both sides; above the lean, they mix.")
     body_tone_jitter: Share = Field(0.10, description="Shift of a body's saturation and brightness, to both sides.")
     body_texture: Share = Field(0.22, description="Contrast of the texture that the two classes of a family share.")
 

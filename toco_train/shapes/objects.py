@@ -66,6 +66,11 @@ class ShapeClass:
     family: Family
     part: Part
 
+    @property
+    def twin(self) -> int:
+        """Which of its family's two classes it is: -1 the first, +1 the second."""
+        return -1 if next(kind for kind in CLASSES if kind.family is self.family) is self else 1
+
 
 @functools.cache
 def unit_area(silhouette: Silhouette) -> float:
@@ -200,7 +205,7 @@ def _grape_layers(p: FloatArray, q: FloatArray, colour: Colour) -> Layers:
 
 
 SHELL = Family("shell", "water", _shell, _scutes, (0.095, 0.60, 0.80))
-BOX = Family("box", "bricks", _box, _ribs, (0.70, 0.20, 0.78))
+BOX = Family("box", "bricks", _box, _ribs, (0.70, 0.34, 0.78))
 LEAF = Family("leaf", "grass", _leaf, _veins, (0.215, 0.62, 0.78))
 FAMILIES = (SHELL, BOX, LEAF)
 

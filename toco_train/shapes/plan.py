@@ -130,6 +130,7 @@ def _plan_look(rng: np.random.Generator, label: int, config: SceneConfig) -> Obj
     body_area = unit_area(family.silhouette) * aspect
     shift = rng.uniform(-1, 1, 2) * config.part_shift
     tone = rng.uniform(-1, 1, 2) * config.body_tone_jitter
+    body_hue = kind.twin * config.body_lean + float(rng.uniform(-1, 1)) * config.body_hue_jitter
     return ObjectPlan(
         label=label,
         centre=(0.5, 0.5),
@@ -139,7 +140,7 @@ def _plan_look(rng: np.random.Generator, label: int, config: SceneConfig) -> Obj
         part_centre=(part.place[0] + float(shift[0]), part.place[1] + float(shift[1])),
         part_radius=float(np.sqrt(rng.uniform(*config.part_scale) * body_area / unit_area(part.silhouette))),
         part_angle=float(np.deg2rad(rng.uniform(-1, 1) * config.part_tilt_deg)),
-        body_colour=jittered(family.colour, rng.uniform(-1, 1) * config.body_hue_jitter, (tone[0], tone[1])),
+        body_colour=jittered(family.colour, body_hue, (tone[0], tone[1])),
         part_colour=jittered(part.colour, rng.uniform(-1, 1) * config.part_hue_jitter),
     )
 

@@ -1,0 +1,131 @@
+"""Losses on values worked out by hand, and where they could break."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from toco_train.losses import (
+    balanced_segmentation_loss,
+    class_token_contrast,
+    dense_energy_loss,
+    patch_token_contrast,
+)
+
+
+def test_patch_token_contrast_of_three_tokens_by_hand():
+    # tokens a = b = (1, 0), c = (0, 1): |cos| is 1 within {a, b} and 0 to c
+    features = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).view(1, 2, 1, 3)
+    affinity = torch.full((1, 3, 3), 255)
+    affinity[0, 0, 1] = affinity[0, 1, 0] = 1  # a, b the same: similarity 2 over (2 + 1)
+    affinity[0, 0, 2] = affinity[0, 2, 0] = 0  # a, c different: similarity 0
+    assert patch_token_contrast(features, affinity).item() == pytest.approx(0.5 * (1 - 2 / 3))
+
+
+def test_patch_token_contrast_is_one_half_where_no_pair_is_known():
+    assert patch_token_contrast(torch.randn(2, 4, 3, 3), torch.full((2, 9, 9), 255)).item() == 0.5
+
+
+def test_class_token_contrast_of_one_negative_by_hand():
+    # two global views (positive) and one negative; every dot product is 0, so every exp is 1
+    student, teacher = torch.zeros(1, 3, 2), torch.zeros(1, 2, 2)
+    positive = torch.tensor([[True, True, False]])
+    pull, push = math.log(2 + 1e-4), math.log(2 + 1e-4)
+    expected = 2 * (2 * pull + push) / 2 / (2 + 1e-4)
+    assert class_token_contrast(student, teacher, positive, 0.5).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_token_contrast_sends_no_gradient_to_the_teacher():
+    student, teacher = torch.randn(1, 3, 4, requires_grad=True), torch.randn(1, 2, 4, requires_grad=True)
+    class_token_contrast(student, teacher, torch.tensor([[True, True, False]]), 0.5).backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+def test_class_token_contrast_falls_when_positives_come_nearer_and_negatives_go_away():
+    teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    positive = torch.tensor([[True, True, True, False]])
+
+    def loss(crop, background):
+        views = torch.tensor([[[1.0, 0.0], [1.0, 0.0], crop, background]])
+        return class_token_contrast(views, teacher, positive, 0.5)
+
+    good, worse, worst = loss([1.0, 0.0], [-1.0, 0.0]), loss([0.0, 1.0], [-1.0, 0.0]), loss([0.0, 1.0], [1.0, 0.0])
+    assert good < worse < worst
+
+
+def test_balanced_segmentation_loss_weighs_background_and_foreground_alike():
+    logits = torch.zeros(1, 3, 1, 4)
+    logits[0, 0, 0, 0] = 5.0
+    labels = torch.tensor([[[0, 0, 0, 2]]])
+    background = F.cross_entropy(logits[..., :3], labels[..., :3])
+    foreground = F.cross_entropy(logits[..., 3:], labels[..., 3:])
+    loss = balanced_segmentation_loss(logits, labels)
+    assert loss.item() == pytest.approx(0.5 * (background + foreground).item())
+
+
+@pytest.mark.parametrize("label", [255, 0, 1])
+def test_segmentation_loss_is_finite_when_one_kind_of_pixel_or_every_pixel_is_missing(label):
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = balanced_segmentation_loss(logits, torch.full((2, 4, 4), label))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+    if label == 255:
+        assert loss.item() == 0
+
+
+def brute_force_energy(images, probabilities, sigma_rgb, sigma_xy):
+    """The energy by its definition, with the whole kernel in memory and a gate of 1."""
+    height, width = images.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    position = torch.stack([rows, columns], dim=-1).view(-1, 2).double()
+    total = 0.0
+    for image, probability in zip(images.double(), probabilities.double(), strict=True):
+        colour = image.flatten(1).T
+        kernel = torch.exp(
+            -torch.cdist(colour, colour).square() / (2 * sigma_rgb**2)
+            - torch.cdist(position, position).square() / (2 * sigma_xy**2)
+        )
+        s = probability.flatten(1)
+        total = total - torch.einsum("ki,ij,kj->", s, kernel, s)
+    return total / len(images)
+
+
+def test_dense_energy_and_its_gradient_equal_the_definition_where_every_pixel_is_unlabelled():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 9, 7)).float()
+    probabilities = torch.randn(2, 4, 9, 7).softmax(1).requires_grad_()
+    labels, valid = torch.full((2, 9, 7), 255), torch.ones(2, 9, 7)
+    ours = dense_energy_loss(images, probabilities, labels, valid, sigma_rgb=60, sigma_xy=4, scale=1.0, chunk=10)
+    (gradient,) = torch.autograd.grad(ours, probabilities)
+    definition = brute_force_energy(images, probabilities, 60, 4)
+    (expected,) = torch.autograd.grad(definition, probabilities)
+    assert ours.item() == pytest.approx(definition.item(), rel=1e-5)
+    assert torch.allclose(gradient, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_dense_energy_leaves_confident_pixels_alone_and_counts_no_padding():
+    images = torch.full((1, 3, 8, 8), 128.0)
+    sure = torch.zeros(1, 2, 8, 8)
+    sure[:, 0] = 1
+    labelled, unlabelled = torch.zeros(1, 8, 8), torch.full((1, 8, 8), 255)
+    everywhere, nowhere = torch.ones(1, 8, 8), torch.zeros(1, 8, 8)
+    assert dense_energy_loss(images, sure, labelled, everywhere).item() == 0
+    assert dense_energy_loss(images, sure, unlabelled, everywhere).item() < 0
+    assert dense_energy_loss(images, sure, unlabelled, nowhere).item() == 0
+
+
+def test_dense_energy_prefers_one_label_on_pixels_of_one_colour():
+    images = torch.zeros(1, 3, 8, 8)
+    images[..., 4:] = 255.0
+    labels, valid = torch.full((1, 8, 8), 255), torch.ones(1, 8, 8)
+
+    def energy(mask):
+        return dense_energy_loss(images, torch.stack([mask, 1 - mask])[None], labels, valid, scale=1.0)
+
+    along_the_edge, across_it = torch.zeros(8, 8), torch.zeros(8, 8)
+    along_the_edge[:, 4:] = 1
+    across_it[4:] = 1
+    assert energy(along_the_edge) < energy(across_it)

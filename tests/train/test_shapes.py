@@ -1,0 +1,419 @@
+"""The synthetic data set: its VOC layout, its reproducibility, and the difficulties that it promises."""
+
+import hashlib
+import itertools
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from pydantic import ValidationError
+
+from toco.palette import voc_palette
+from toco_train.shapes import main, voc
+from toco_train.shapes.canvas import Canvas
+from toco_train.shapes.cli import make_dataset
+from toco_train.shapes.config import SceneConfig
+from toco_train.shapes.objects import CLASS_NAMES, CLASSES, FAMILIES
+from toco_train.shapes.plan import SceneObject, plan_objects, visible_objects
+from toco_train.shapes.scene import label_map, make_scene, paint_object
+from toco_train.shapes.voc import Recipe
+
+NUM_IMAGES = 60
+SPLITS = ("train", "val", "trainval")
+ONE_WHOLE_OBJECT = SceneConfig(object_count_weights=(1, 0, 0), truncation_probability=0, noise=0)
+
+
+def tree_hash(folder: Path) -> str:
+    """Hash the names and bytes of every file under a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_mask(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def labels_in(mask: np.ndarray) -> set[int]:
+    return set(np.unique(mask).tolist())
+
+
+def read_ids(dataset: Path, name: str, kind: str = "Segmentation") -> list[str]:
+    return (dataset / "ImageSets" / kind / f"{name}.txt").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("shapes") / "data"
+    make_dataset(out, Recipe(images=NUM_IMAGES, size=96, seed=0))
+    return out
+
+
+@pytest.fixture(scope="module")
+def single_objects():
+    """Twelve scenes of each class with one object, whole and in full view, on any backdrop."""
+    config = ONE_WHOLE_OBJECT.model_copy(update={"context_probability": 0})
+    return [make_scene(3, index, 96, config) for index in range(12 * len(CLASSES))]
+
+
+# --- reproducibility ---
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(tmp_path):
+    recipe = Recipe(images=voc.POOL_PAYS_FROM, size=32, seed=5)
+    make_dataset(tmp_path / "one", recipe, num_workers=1)
+    make_dataset(tmp_path / "two", recipe, num_workers=2)
+    assert tree_hash(tmp_path / "one") == tree_hash(tmp_path / "two")
+
+
+def test_another_seed_gives_other_images_and_masks(tmp_path):
+    for seed in (0, 1):
+        make_dataset(tmp_path / str(seed), Recipe(images=10, size=32, seed=seed))
+    for name in ("JPEGImages", "SegmentationClass"):
+        assert tree_hash(tmp_path / "0" / name) != tree_hash(tmp_path / "1" / name)
+
+
+def test_a_scene_does_not_depend_on_how_many_images_the_data_set_has(dataset):
+    scene = make_scene(0, 41, 96, SceneConfig())
+    assert np.array_equal(read_mask(dataset / "SegmentationClass" / "000042.png"), scene.labels)
+
+
+# --- layout ---
+
+
+def test_the_folder_holds_exactly_the_voc_layout(dataset):
+    ids = [f"{number:06d}" for number in range(1, NUM_IMAGES + 1)]
+    expected = {f"{folder}/{stem}.{suffix}" for stem in ids for folder, suffix in (
+        ("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("Annotations", "xml"))}  # fmt: skip
+    expected |= {f"ImageSets/{kind}/{split}.txt" for kind in ("Segmentation", "Main") for split in SPLITS}
+    expected |= {f"ImageSets/Main/{name}_{split}.txt" for name in CLASS_NAMES for split in SPLITS}
+    expected |= {"classes.yaml", "shapes.json", "contact_sheet.png"}
+    assert {str(path.relative_to(dataset)) for path in dataset.rglob("*") if path.is_file()} == expected
+
+
+def test_the_splits_hold_80_and_20_percent_and_share_no_image(dataset):
+    train, val, trainval = (read_ids(dataset, split) for split in SPLITS)
+    assert (len(train), len(val)) == (48, 12)
+    assert train + val == trainval == sorted(set(trainval))
+    assert all(read_ids(dataset, split, "Main") == read_ids(dataset, split) for split in SPLITS)
+
+
+def test_every_class_occurs_in_both_splits(dataset):
+    for split in ("train", "val"):
+        masks = [read_mask(dataset / "SegmentationClass" / f"{stem}.png") for stem in read_ids(dataset, split)]
+        assert set().union(*map(labels_in, masks)) == {0, 1, 2, 3, 4, 5, 6, 255}
+
+
+def test_the_lists_of_each_class_say_which_masks_show_it(dataset):
+    for label, name in enumerate(CLASS_NAMES, start=1):
+        for line in (dataset / "ImageSets" / "Main" / f"{name}_trainval.txt").read_text().splitlines():
+            stem, flag = line[:6], line[6:]
+            shown = label in labels_in(read_mask(dataset / "SegmentationClass" / f"{stem}.png"))
+            assert flag == ("  1" if shown else " -1")
+
+
+def test_the_class_file_names_the_labels_in_order(dataset):
+    classes = yaml.safe_load((dataset / "classes.yaml").read_text())
+    assert classes == {"classes": ["turtle", "crab", "camera", "gift", "daisy", "grape"]}
+
+
+def test_images_are_rgb_and_masks_are_palette_pictures_with_the_voc_colours(dataset):
+    for path in sorted((dataset / "SegmentationClass").iterdir()):
+        mask, image = Image.open(path), Image.open(dataset / "JPEGImages" / f"{path.stem}.jpg")
+        assert (mask.mode, mask.size, image.mode, image.size) == ("P", (96, 96), "RGB", (96, 96))
+        assert mask.getpalette() == voc_palette().reshape(-1).tolist()
+        assert labels_in(np.asarray(mask)) <= {0, 1, 2, 3, 4, 5, 6, 255}
+
+
+def test_the_annotation_names_the_classes_of_the_mask(dataset):
+    for path in sorted((dataset / "Annotations").iterdir()):
+        objects = ET.parse(path).getroot().findall("object")
+        labels = labels_in(read_mask(dataset / "SegmentationClass" / f"{path.stem}.png")) - {0, 255}
+        assert {item.findtext("name") for item in objects} == {CLASS_NAMES[label - 1] for label in labels}
+        assert 1 <= len(objects) <= 3
+
+
+def test_an_annotation_follows_the_voc_schema():
+    scene = make_scene(0, 3, 96, ONE_WHOLE_OBJECT)
+    root = ET.fromstring(voc.annotation("000004", scene))
+    assert [child.tag for child in root] == ["folder", "filename", "source", "size", "segmented", "object"]
+    assert root.findtext("filename") == "000004.jpg"
+    assert [child.text for child in root.find("size")] == ["96", "96", "3"]
+    thing = root.find("object")
+    assert [child.tag for child in thing] == ["name", "pose", "truncated", "difficult", "bndbox"]
+    assert (thing.findtext("name"), thing.findtext("truncated"), thing.findtext("difficult")) == ("gift", "0", "0")
+    rows, columns = np.nonzero(scene.labels == 4)
+    box = {child.tag: int(child.text) for child in thing.find("bndbox")}
+    assert box == {
+        "xmin": columns.min() + 1, "ymin": rows.min() + 1, "xmax": columns.max() + 1, "ymax": rows.max() + 1
+    }  # fmt: skip
+
+
+def test_the_contact_sheet_shows_four_by_six_scenes_under_a_legend(dataset):
+    sheet = Image.open(dataset / "contact_sheet.png")
+    assert sheet.size == (4 * (2 * 144 + 14) + 14, 58 + 6 * (144 + 14))
+
+
+# --- masks ---
+
+
+def test_a_ring_of_255_lies_around_an_object():
+    mask = np.zeros((5, 5), dtype=bool)
+    mask[2, 2] = True
+    labels = label_map((SceneObject(3, mask, mask, truncated=False),), border_px=1)
+    assert labels.tolist() == [
+        [0, 0, 0, 0, 0],
+        [0, 255, 255, 255, 0],
+        [0, 255, 3, 255, 0],
+        [0, 255, 255, 255, 0],
+        [0, 0, 0, 0, 0],
+    ]
+
+
+def test_touching_objects_are_kept_apart_by_255():
+    left, right = np.zeros((1, 6), dtype=bool), np.zeros((1, 6), dtype=bool)
+    left[0, :3], right[0, 3:] = True, True
+    objects = (SceneObject(1, left, left, truncated=True), SceneObject(2, right, right, truncated=True))
+    assert label_map(objects, border_px=1)[0].tolist() == [1, 1, 255, 255, 2, 2]
+
+
+def test_no_two_different_labels_touch_in_any_mask(dataset):
+    for path in sorted((dataset / "SegmentationClass").iterdir()):
+        mask = read_mask(path)
+        for here, there in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1]), (mask[1:, 1:], mask[:-1, :-1])):
+            assert np.all((here == there) | (here == 255) | (there == 255))
+
+
+@pytest.mark.parametrize("label", range(1, 7))
+def test_the_mask_holds_exactly_the_pixels_whose_centre_the_object_covers(label):
+    """The same object over black and over white: where the centre samples agree, the object hides the ground."""
+    plans, footprints = plan_objects(np.random.default_rng(7), first_label=label, size=96, config=ONE_WHOLE_OBJECT)
+    black, white = Canvas(96, 3), Canvas(96, 3)
+    white.samples[:] = 1
+    for canvas in (black, white):
+        paint_object(canvas, plans[0], light=1.0, config=ONE_WHOLE_OBJECT)
+    covered = np.all(black.samples[:, 1::3, 1::3] == white.samples[:, 1::3, 1::3], axis=0)
+    assert np.array_equal(covered, footprints[0].whole)
+
+
+# --- what makes the scenes hard ---
+
+
+def test_occlusion_happens_and_leaves_every_object_and_part_recognisable():
+    config = SceneConfig(object_count_weights=(0, 0, 1))
+    hidden = 0
+    for index in range(40):
+        plans, footprints = plan_objects(np.random.default_rng(index), first_label=1, size=96, config=config)
+        for seen, footprint in zip(visible_objects(plans, footprints), footprints, strict=True):
+            assert seen.mask.sum() >= 0.6 * footprint.whole_area
+            assert seen.part.sum() >= 0.75 * footprint.part_area
+            hidden += seen.mask.sum() < footprint.whole.sum()
+    assert hidden >= 20
+
+
+def test_truncated_objects_occur_and_reach_the_image_border():
+    config = SceneConfig(object_count_weights=(1, 0, 0), truncation_probability=1, truncation_reach=0.5)
+    objects = [make_scene(0, index, 32, config).objects[0] for index in range(40)]
+    truncated = [item for item in objects if item.truncated]
+    assert len(truncated) >= 10
+    for item in truncated:
+        assert item.mask[0].any() or item.mask[-1].any() or item.mask[:, 0].any() or item.mask[:, -1].any()
+
+
+def test_an_image_holds_one_to_three_objects_and_mostly_one_or_two_classes():
+    scenes = [
+        plan_objects(np.random.default_rng(i), first_label=1, size=32, config=SceneConfig())[0] for i in range(200)
+    ]
+    counts = np.bincount([len(plans) for plans in scenes], minlength=4)
+    assert counts[0] == 0
+    assert len(counts) == 4
+    assert all(counts[1:] >= 20)
+    assert np.mean([len({plan.label for plan in plans}) <= 2 for plans in scenes]) > 0.85
+
+
+def test_each_body_is_shared_by_two_classes_with_different_parts():
+    pairs = [[kind.name for kind in CLASSES if kind.family is family] for family in FAMILIES]
+    assert pairs == [["turtle", "crab"], ["camera", "gift"], ["daisy", "grape"]]
+    assert len({kind.part for kind in CLASSES}) == 6
+
+
+def mean_looks(scenes, pixels_of):
+    """Mean RGB in [0, 1] and mean step between neighbours along a row, of some pixels, per label: float [C, 4]."""
+    looks = {label: [] for label in range(1, len(CLASSES) + 1)}
+    for scene in scenes:
+        image = scene.image / 255
+        steps = np.abs(np.diff(image.mean(axis=2), axis=1, append=0))
+        chosen = pixels_of(scene.objects[0])
+        looks[scene.objects[0].label].append([*image[chosen].mean(axis=0), steps[chosen].mean()])
+    return np.array([np.mean(rows, axis=0) for rows in looks.values()])
+
+
+def test_bodies_look_alike_within_a_family_and_different_between_families(single_objects):
+    looks = mean_looks(single_objects, lambda item: item.mask & ~item.part)
+    for first, second in itertools.combinations(range(len(CLASSES)), 2):
+        apart = np.linalg.norm(looks[first, :3] - looks[second, :3])
+        if CLASSES[first].family is CLASSES[second].family:
+            assert apart < 0.06
+            assert abs(looks[first, 3] - looks[second, 3]) < 0.02
+        else:
+            assert apart > 0.15
+
+
+def test_the_part_tells_the_two_classes_of_a_family_apart(single_objects):
+    looks = mean_looks(single_objects, lambda item: item.part)
+    for first in (0, 2, 4):
+        assert np.linalg.norm(looks[first, :3] - looks[first + 1, :3]) > 0.25
+
+
+def test_the_part_covers_8_to_16_percent_of_its_object(single_objects):
+    shares = [scene.objects[0].part.sum() / scene.objects[0].mask.sum() for scene in single_objects]
+    assert min(shares) > 0.08
+    assert max(shares) < 0.16
+
+
+def test_objects_cover_the_area_that_the_scale_states(single_objects):
+    low, high = SceneConfig().object_scale
+    for scene in single_objects:
+        diameter = np.sqrt(scene.objects[0].mask.sum() / np.pi) * 2 / 96
+        assert (
+            0.98 * low * 0.95 < diameter < 1.1 * high
+        )  # the aspect and a part that sticks out change the area a little
+
+
+@pytest.mark.parametrize(("probability", "low", "high"), [(1.0, 1.0, 1.0), (0.7, 0.70, 0.85), (0.0, 0.17, 0.33)])
+def test_the_backdrop_goes_with_the_first_object(probability, low, high):
+    """Own backdrop: the stated probability, plus a quarter of the rest, which any of four backdrops may take."""
+    config = ONE_WHOLE_OBJECT.model_copy(update={"context_probability": probability, "supersample": 1})
+    scenes = [make_scene(0, index, 32, config) for index in range(240)]
+    own = np.mean([scene.backdrop == CLASSES[scene.objects[0].label - 1].family.backdrop for scene in scenes])
+    assert low <= own <= high
+
+
+def test_bodies_stand_out_from_their_own_backdrop(single_objects):
+    config = ONE_WHOLE_OBJECT.model_copy(update={"context_probability": 1})
+    scenes = [make_scene(4, index, 96, config) for index in range(4 * len(CLASSES))]
+    bodies = mean_looks(scenes, lambda item: item.mask & ~item.part)
+    backdrops = mean_looks(scenes, lambda item: ~item.mask)
+    assert np.linalg.norm(bodies[:, :3] - backdrops[:, :3], axis=1).min() > 0.2
+
+
+def test_a_pixel_is_the_mean_of_its_samples():
+    canvas = Canvas(size=2, supersample=3)
+    canvas.samples[0, :3, :3] = np.arange(9, dtype=np.float32).reshape(3, 3) / 9
+    assert canvas.pixels()[0, 0].tolist() == pytest.approx([4 / 9, 0, 0])
+    assert canvas.pixels()[1, 1].tolist() == [0, 0, 0]
+
+
+# --- what is refused ---
+
+
+def run(capsys, *argv: object) -> tuple[int, str, str]:
+    status = main([str(arg) for arg in argv])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err.splitlines()[-1] if captured.err else ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images", 9], "--images is 9, too few for two splits: give at least 10"),
+        (["--size", 16], "--size is 16, expected a multiple of 16 from 32 up: try 32"),
+        (["--size", 100], "--size is 100, expected a multiple of 16 from 32 up: try 96"),
+        (["--seed", -1], "--seed is -1, expected 0 or more"),
+        (["--workers", 0], "--workers is 0, expected 1 or more"),
+        (["--seed", -1, "--workers", 0], "--seed is -1, expected 0 or more; --workers is 0, expected 1 or more"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused_in_one_sentence(tmp_path, capsys, flags, message):
+    assert run(capsys, tmp_path / "out", *flags) == (2, "", f"toco-shapes: error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.write_text("mine")
+    status, _, error = run(capsys, out)
+    assert (status, out.read_text()) == (2, "mine")
+    assert error == f"toco-shapes: error: {out} is a file, expected a new or empty folder: give another path"
+
+
+def test_a_folder_with_other_content_is_refused_and_left_alone(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    status, _, error = run(capsys, tmp_path)
+    assert status == 2
+    assert error == (
+        f"toco-shapes: error: {tmp_path} is not empty: it holds something that toco-shapes did not make; "
+        "give another folder or remove this one"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "out"
+    status, _, error = run(capsys, out, "--images", 10, "--size", 32)
+    assert status == 2
+    assert error.startswith(f"toco-shapes: error: cannot write {out}: ")
+    assert error.endswith("; give a folder that can be created and written to")
+
+
+def test_a_second_run_with_the_same_arguments_finds_the_data_set_there(tmp_path, capsys):
+    arguments = (tmp_path / "out", "--images", 10, "--size", 32)
+    assert run(capsys, *arguments)[:2] == (
+        0, f"{tmp_path}/out: 8 training and 2 validation images; look at contact_sheet.png\n"
+    )  # fmt: skip
+    before = tree_hash(tmp_path)
+    assert run(capsys, *arguments) == (0, f"{tmp_path}/out already holds this data set: nothing to do\n", "")
+    assert tree_hash(tmp_path) == before
+
+
+def test_a_data_set_made_with_other_arguments_is_refused_and_named(tmp_path, capsys):
+    out = tmp_path / "out"
+    make_dataset(out, Recipe(images=10, size=32, seed=1))
+    status, _, error = run(capsys, out, "--images", 10, "--size", 48, "--seed", 0)
+    assert status == 2
+    assert "it holds a data set made with size 32, not 48 and seed 1, not 0; give another folder" in error
+
+
+def test_a_data_set_made_with_other_scene_settings_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    make_dataset(out, Recipe(images=10, size=32, seed=0, scene=SceneConfig(noise=0)))
+    status, _, error = run(capsys, out, "--images", 10, "--size", 32)
+    assert status == 2
+    assert "it holds a data set made with other scene settings; give another folder" in error
+    assert json.loads((out / "shapes.json").read_text())["scene"]["noise"] == 0
+
+
+def test_an_empty_folder_is_filled(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    assert run(capsys, tmp_path / "out", "--images", 10, "--size", 32)[0] == 0
+    assert len(read_ids(tmp_path / "out", "trainval")) == 10
+
+
+def test_a_run_that_fails_midway_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
+    def fail_at_the_sixth(seed, index, size, config):
+        if index == 5:
+            raise OSError(28, "No space left on device")
+        return make_scene(seed, index, size, config)
+
+    monkeypatch.setattr(voc, "make_scene", fail_at_the_sixth)
+    status, _, error = run(capsys, tmp_path / "out", "--images", 10, "--size", 32)
+    assert status == 2
+    assert "No space left on device" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_range_that_runs_backwards_is_refused():
+    with pytest.raises(ValidationError, match=r"object_scale is \(0.6, 0.3\), expected the smaller value first"):
+        SceneConfig(object_scale=(0.6, 0.3))
+
+
+def test_a_further_object_without_room_is_left_out_but_the_first_always_stays():
+    crowded = SceneConfig(object_count_weights=(0, 0, 1), object_scale=(0.9, 0.9), min_visible=1)
+    plans, _ = plan_objects(np.random.default_rng(0), first_label=2, size=32, config=crowded)
+    assert [plan.label for plan in plans] == [2]
