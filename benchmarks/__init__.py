@@ -1,0 +1,1 @@
+"""Measurements and the demonstration: each prints a table and says how it was made."""
