@@ -1,0 +1,69 @@
+"""One run folder and one full export of it, which many tests look at."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from small_run import CONFIG, Exported, colour_blocks, fit_to_colours
+
+from toco_export import pipeline
+from toco_export.cli import main
+from toco_export.graph import ServedModel
+from toco_train.model import ToCo, load_run
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as toco-train leaves it, with the pictures that it was "trained" on."""
+    data = tmp_path_factory.mktemp("data")
+    images, _ = colour_blocks(np.random.default_rng(1), 8)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(data / f"{index}.png")
+    run = tmp_path_factory.mktemp("run")
+    save_file(
+        {name: value.contiguous() for name, value in fit_to_colours().state_dict().items()}, run / "model.safetensors"
+    )
+    config = {"model": CONFIG.model_dump(mode="json"), "data": {"path": str(data)}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(run_folder: Path) -> ToCo:
+    return load_run(run_folder)
+
+
+@pytest.fixture(scope="session")
+def images(run_folder: Path) -> np.ndarray:
+    """Images that the network was not fitted to, uint8 [6, 64, 64, 3]."""
+    return colour_blocks(np.random.default_rng(2), 6)[0]
+
+
+@pytest.fixture(scope="session")
+def exported(run_folder: Path) -> Exported:
+    """The one full export: everything that takes seconds happens here."""
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        status = main([str(run_folder), "--fp16"])
+    assert status == 0, errors.getvalue()
+    return Exported(run_folder / "repository", output.getvalue())
+
+
+@pytest.fixture
+def traced_before(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Let the pipeline take the ONNX files of the full export instead of tracing again; call it to name another."""
+    sources: dict[str, Path] = {}
+
+    def copy_instead(served: ServedModel, path: Path) -> None:
+        shutil.copyfile(sources.get(path.name, exported.artefacts / path.name), path)
+
+    monkeypatch.setattr(pipeline, "export_onnx", copy_instead)
+    return lambda source: sources.update({source.name: source})
