@@ -1,0 +1,33 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from toy_model import write_toy_repository
+
+from toco_serve import Client, EmbeddedTriton, Ports
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the toy network; read only."""
+    return write_toy_repository(tmp_path_factory.mktemp("serve") / "repository")
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[EmbeddedTriton]:
+    """One real Triton for all tests that only ask it."""
+    with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: EmbeddedTriton) -> Iterator[Client]:
+    with Client(server.grpc_url) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def network(repository: Path) -> onnxruntime.InferenceSession:
+    """The same network in this process."""
+    return onnxruntime.InferenceSession(repository / "toco/1/model.onnx", providers=["CPUExecutionProvider"])

@@ -1,0 +1,158 @@
+"""The model repository that ``toco_export.repository`` writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from toy_model import toy_manifest, write_toy_onnx, write_toy_repository
+from tritonclient.grpc import model_config_pb2 as triton
+
+from toco.errors import ExportError
+from toco.manifest import Profile, Shape, read_manifest
+from toco_export.repository import size_buckets, write_repository
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    write_toy_onnx(path)
+    return path
+
+
+def read_config(repository: Path, model: str) -> triton.ModelConfig:
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(encoding="utf-8"), triton.ModelConfig())
+
+
+def parameters(config: triton.ModelConfig) -> dict[str, str]:
+    return {name: value.string_value for name, value in config.parameters.items()}
+
+
+def square(batch: int, side: int) -> Shape:
+    return Shape(batch=batch, height=side, width=side)
+
+
+def test_the_repository_holds_the_manifest_two_models_and_the_artefact(tmp_path):
+    repository = write_toy_repository(tmp_path / "repository")
+    files = sorted(str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file())
+    assert files == [
+        "manifest.json",
+        "toco/1/model.onnx",
+        "toco/1/model.py",
+        "toco/config.pbtxt",
+        "toco_image/1/model.py",
+        "toco_image/config.pbtxt",
+    ]
+    assert read_manifest(repository).classes == ("red", "green", "bright, very")
+
+
+def test_the_configuration_of_toco_says_what_the_manifest_says(repository):
+    config = read_config(repository, "toco")
+    assert (config.name, config.backend, config.max_batch_size) == ("toco", "python", 8)
+    assert [(i.name, i.data_type, list(i.dims)) for i in config.input] == [("image", triton.TYPE_UINT8, [-1, -1, 3])]
+    assert [(o.name, o.data_type, list(o.dims)) for o in config.output] == [
+        ("mask", triton.TYPE_UINT8, [-1, -1]),
+        ("confidence", triton.TYPE_UINT8, [-1, -1]),
+    ]
+    assert config.HasField("dynamic_batching")
+    assert not config.dynamic_batching.HasField("default_queue_policy"), "a queue policy makes requests stall"
+    assert list(config.version_policy.specific.versions) == [1]
+    assert [group.count for group in config.instance_group] == [1]
+    assert list(config.model_warmup[0].inputs["image"].dims) == [96, 96, 3]
+    assert parameters(config) == {
+        "classes": '["red", "green", "bright, very"]',
+        "patch_size": "16",
+        "image_size": "96",
+        "min_height": "32",
+        "min_width": "32",
+        "max_height": "512",
+        "max_width": "512",
+        "num_threads": "0",
+        "onnx_fp32": "model.onnx",
+    }
+
+
+def test_the_configuration_of_toco_image_bounds_its_input_and_its_queue(repository):
+    config = read_config(repository, "toco_image")
+    assert (config.name, config.backend, config.max_batch_size) == ("toco_image", "python", 0)
+    assert [(i.name, i.data_type, list(i.dims)) for i in config.input] == [("image_bytes", triton.TYPE_STRING, [1])]
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 64
+    assert config.dynamic_batching.default_queue_policy.default_timeout_microseconds == 30_000_000
+    assert [(group.count, group.kind) for group in config.instance_group] == [(4, triton.ModelInstanceGroup.KIND_CPU)]
+    stated = parameters(config)
+    assert (stated["max_image_bytes"], stated["max_image_pixels"]) == ("67108864", "33554432")
+    assert json.loads(stated["buckets"]) == [[32, 96], [48, 96], [64, 96], [96, 32], [96, 48], [96, 64], [96, 96]]
+
+
+def test_a_configuration_reads_back_to_what_was_written(repository):
+    for model in ("toco", "toco_image"):
+        text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
+        assert text_format.MessageToString(read_config(repository, model)) == text
+
+
+def test_the_fp16_graph_is_named_where_there_is_one(onnx_file, tmp_path):
+    fp32 = toy_manifest(onnx_file).artefacts[0]
+    fp16 = fp32.model_copy(update={"file": "model.fp16.onnx", "precision": "fp16"})
+    manifest = toy_manifest(onnx_file, artefacts=(fp32, fp16))
+    write_repository(tmp_path / "repository", manifest, {"model.onnx": onnx_file, "model.fp16.onnx": onnx_file})
+    stated = parameters(read_config(tmp_path / "repository", "toco"))
+    assert (stated["onnx_fp32"], stated["onnx_fp16"]) == ("model.onnx", "model.fp16.onnx")
+    assert (tmp_path / "repository/toco/1/model.fp16.onnx").read_bytes() == onnx_file.read_bytes()
+
+
+def test_buckets_are_camera_shapes_rounded_to_the_patch_and_within_the_profile(onnx_file):
+    profile = Profile(min=square(1, 128), opt=square(1, 448), max=square(8, 512))
+    buckets = size_buckets(toy_manifest(onnx_file, image_size=448, profile=profile))
+    landscape = [(h, w) for h, w in buckets if h <= w]
+    # 448 / 3 = 149.3, 448 / 2 = 224, 448 / (16/9) = 252, 448 / 1.5 = 298.7, 448 / (4/3) = 336; 4:1 is below 128.
+    assert landscape == [(144, 448), (224, 448), (256, 448), (304, 448), (336, 448), (448, 448)]
+    assert sorted((w, h) for h, w in buckets) == buckets
+
+
+@pytest.mark.parametrize(
+    ("image_size", "message"),
+    [
+        (100, "image size 100 is not a multiple of the patch size 16; export with another size"),
+        (528, "image size 528 is outside the profile, 32x32 to 512x512; export with a profile that holds it"),
+    ],
+)
+def test_an_image_size_that_does_not_fit_is_refused(onnx_file, tmp_path, image_size, message):
+    with pytest.raises(ExportError) as caught:
+        write_repository(tmp_path / "r", toy_manifest(onnx_file, image_size=image_size), {"model.onnx": onnx_file})
+    assert str(caught.value) == message
+
+
+def test_artefacts_that_are_not_the_manifests_are_refused(onnx_file, tmp_path):
+    manifest, folder = toy_manifest(onnx_file), tmp_path / "repository"
+    with pytest.raises(ExportError) as caught:
+        write_repository(folder, manifest, {"other.onnx": onnx_file})
+    assert str(caught.value) == (
+        "the artefacts are other.onnx, but the manifest describes model.onnx; give every one that it describes"
+    )
+    with pytest.raises(ExportError, match=r"artefact model\.onnx is missing: there is no file .*none"):
+        write_repository(folder, manifest, {"model.onnx": tmp_path / "none"})
+    onnx_file.write_bytes(b"changed since")
+    with pytest.raises(ExportError, match=r"is not the model\.onnx of the manifest: its SHA-256 differs"):
+        write_repository(folder, manifest, {"model.onnx": onnx_file})
+    assert not folder.exists()
+
+
+def test_a_manifest_without_an_fp32_graph_is_refused(onnx_file, tmp_path):
+    fp16 = toy_manifest(onnx_file).artefacts[0].model_copy(update={"precision": "fp16"})
+    with pytest.raises(ExportError, match="no fp32 ONNX artefact"):
+        write_repository(tmp_path / "r", toy_manifest(onnx_file, artefacts=(fp16,)), {"model.onnx": onnx_file})
+
+
+def test_an_interrupted_write_leaves_the_old_repository_and_nothing_else(tmp_path, monkeypatch):
+    folder = write_toy_repository(tmp_path / "repository")
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toco_export.repository.write_manifest", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_toy_repository(tmp_path / "repository")
+    after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "repository"]

@@ -1,0 +1,53 @@
+"""A segmented image: labels, confidence, and the names that the labels stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from toco import palette
+from toco.errors import DataError
+from toco.palette import UInt8Array
+from toco_serve.images import ImageInput, rgb_pixels
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The answer for one image.
+
+    Attributes:
+        mask: Labels, uint8 ``[H, W]``: 0 background, 1..C the classes.
+        confidence: 255 times the winner's softmax, uint8 ``[H, W]``.
+        classes: Names of the labels 1..C.
+    """
+
+    mask: UInt8Array
+    confidence: UInt8Array
+    classes: tuple[str, ...]
+
+    def class_shares(self) -> dict[str, float]:
+        """Return the share of the pixels of each class that occurs, the largest first; with ``"background"``."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes) + 1)
+        shares = {name: count / self.mask.size for name, count in zip((BACKGROUND, *self.classes), counts, strict=True)}
+        return {name: float(shares[name]) for name in sorted(shares, key=lambda n: -shares[n]) if shares[name] > 0}
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask as a palette PNG with the VOC colours, whole or not at all."""
+        palette.save_mask(Path(path), self.mask)
+
+    def overlay(self, image: ImageInput, opacity: float = 0.55) -> Image.Image:
+        """Lay the mask's colours over its image.
+
+        Raises:
+            DataError: The image cannot be read, or is of another size than the mask.
+        """
+        pixels = rgb_pixels(image)
+        if pixels.shape[:2] != self.mask.shape:
+            sizes = [f"{height}x{width} px" for height, width in (pixels.shape[:2], self.mask.shape)]
+            raise DataError(f"the image is {sizes[0]}, but its mask {sizes[1]}; give the image that was segmented")
+        return Image.fromarray(palette.overlay(pixels, self.mask, opacity))

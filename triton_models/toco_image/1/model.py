@@ -1,0 +1,162 @@
+"""Triton model ``toco_image``: an encoded image of any size in, label map and confidence at that size out.
+
+Decodes, resizes to one of a few fixed sizes (so that images of different sizes batch together), asks the model
+``toco``, and resizes the answer back. Bytes and pixels are bounded before anything is decoded. Imports nothing of the
+toco packages: it runs inside NVIDIA's container with numpy and pillow alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+TAKEN = "a JPEG, PNG, WebP or BMP image is expected"
+OTHER_KINDS = {b"GIF8": "a GIF", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"%PDF": "a PDF", b"PK\3\4": "a ZIP archive"}
+
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Image.MAX_IMAGE_PIXELS = None  # the limit below is lower, and its message says what to do
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+class RefusedImageError(Exception):
+    """An image that cannot be served; the message says why and what is expected."""
+
+
+class TritonPythonModel:
+    """Serve encoded images through ``toco``.
+
+    Parameters in ``config.pbtxt``: ``buckets`` (JSON, ``[[height, width], ...]``), ``max_image_bytes``,
+    ``max_image_pixels``.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the limits and the sizes that ``toco`` is asked at."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._buckets = [(height, width) for height, width in json.loads(parameters["buckets"]["string_value"])]
+        self._max_bytes = int(parameters["max_image_bytes"]["string_value"])
+        self._max_pixels = int(parameters["max_image_pixels"]["string_value"])
+
+    async def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; a bad image fails alone."""
+        return await asyncio.gather(*map(self._answer, requests))
+
+    async def _answer(self, request: Any) -> Any:
+        """Segment the image of one request."""
+        data = pb_utils.get_input_tensor_by_name(request, "image_bytes").as_numpy()[0]
+        try:
+            image, size = decode(data, self._buckets, self._max_bytes, self._max_pixels)
+        except RefusedImageError as error:
+            message = f"DataError: {error}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+        reply = await pb_utils.InferenceRequest(
+            model_name="toco",
+            requested_output_names=["mask", "confidence"],
+            inputs=[pb_utils.Tensor("image", image[None])],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+        ).async_exec()
+        if reply.has_error():
+            return pb_utils.InferenceResponse(error=reply.error())
+        return pb_utils.InferenceResponse(
+            [
+                resized(reply, "mask", size, Image.Resampling.NEAREST),  # labels do not blend
+                resized(reply, "confidence", size, Image.Resampling.BILINEAR),
+            ]
+        )
+
+
+def decode(
+    data: bytes, buckets: list[tuple[int, int]], max_bytes: int, max_pixels: int
+) -> tuple[UInt8Array, tuple[int, int]]:
+    """Decode an image at the bucket that fits its shape best.
+
+    Returns:
+        The image, uint8 ``[H, W, 3]`` RGB at the bucket's size, and its own ``(width, height)``, both upright.
+
+    Raises:
+        RefusedImageError: Too large, of another kind, or damaged.
+    """
+    if len(data) > max_bytes:
+        raise RefusedImageError(f"the image has {len(data)} bytes, at most {max_bytes} are taken; make it smaller")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                size_text = f"{image.height}x{image.width} px"
+                raise RefusedImageError(f"the image is {size_text}, at most {max_pixels} pixels are taken; resize it")
+            return upright_at_bucket(image, buckets)
+    except RefusedImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise RefusedImageError(f"the data is {kind_of(data)}; {TAKEN}") from error
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged data, and each is this image's fault
+        raise RefusedImageError(f"the image is damaged ({' '.join(str(error).split())}); send it whole") from error
+
+
+def upright_at_bucket(image: Image.Image, buckets: list[tuple[int, int]]) -> tuple[UInt8Array, tuple[int, int]]:
+    """Decode an opened image; see ``decode``."""
+    turn = UPRIGHT.get(orientation(image))
+    turned = turn in {UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]}
+    size = image.size[::-1] if turned else image.size
+    height, width = nearest_bucket(size, buckets)
+    # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for a fraction of the time; twice the bucket keeps the detail.
+    scale = 2 * max(width, height) / max(size)
+    image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+    small = to_rgb(image).resize((height, width) if turned else (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(small if turn is None else small.transpose(turn)), size
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # damaged metadata is no reason to refuse pixels that are whole
+        return 1
+
+
+def nearest_bucket(size: tuple[int, int], buckets: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return the ``(height, width)`` of the bucket whose aspect ratio is closest to that of ``(width, height)``."""
+    aspect = math.log(size[0] / size[1])
+    return min(buckets, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - aspect))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB; alpha is dropped, as in training, and 16-bit values keep their high byte."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def resized(reply: Any, name: str, size: tuple[int, int], resampling: Image.Resampling) -> Any:
+    """Return one output of ``toco``, uint8 ``[1, h, w]``, as uint8 ``[H, W]`` at ``(width, height)``."""
+    small = pb_utils.get_output_tensor_by_name(reply, name).as_numpy()[0]
+    return pb_utils.Tensor(name, np.asarray(Image.fromarray(small).resize(size, resampling)))
+
+
+def kind_of(data: bytes) -> str:
+    """Name what was sent instead of an image, as far as its first bytes tell."""
+    for magic, kind in OTHER_KINDS.items():
+        if data.startswith(magic):
+            return kind
+    if not data:
+        return "empty"
+    text = all(byte >= 32 or byte in b"\t\n\r" for byte in data[:512])
+    return f"{len(data)} bytes of {'text' if text else 'no kind known here'}"
