@@ -32,8 +32,7 @@ from toco.errors import TocoError
 from toco.files import write_atomic
 from toco.manifest import Manifest, read_manifest
 from toco.palette import overlay
-from toco_serve import Client, EmbeddedTriton
-from toco_serve.server import Ports
+from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.config import load_config
 from toco_train.data.opening import open_source
 from toco_train.data.source import Sample, read_image, read_mask, with_masks
@@ -228,4 +227,4 @@ def summary_table(summary: dict[str, Any], manifest: Manifest) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("demo")(main)())
+    sys.exit(run_command("demo")(main)(None))

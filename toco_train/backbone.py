@@ -73,7 +73,7 @@ class Backbone(nn.Module):
             )
         rows, columns = height // patch, width // patch
         tokens = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([vit.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([vit.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         tokens = vit.norm_pre(tokens + self._position_embedding(rows, columns))
         aux_tokens = tokens
         for index, block in enumerate(vit.blocks):

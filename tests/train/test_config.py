@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 from toco.config import dump_yaml, parse_config
 from toco.errors import ConfigError
@@ -62,8 +63,6 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path):
 
 def test_a_configuration_survives_being_written_and_read():
     config = load_config("demo", None, {"seed": 5})
-    import yaml
-
     assert parse_config(TrainConfig, yaml.safe_load(dump_yaml(config)), "it") == config
 
 

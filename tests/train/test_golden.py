@@ -164,7 +164,10 @@ def test_published_weights_load_with_and_without_the_data_parallel_prefix(golden
     [
         (lambda w: w.pop("classifier.weight"), r"1 missing \(classifier.weight\)"),
         (lambda w: w.update(extra=torch.zeros(1)), r"1 left over \(extra\)"),
-        (lambda w: w.update({"decoder.conv8.weight": torch.zeros(9, 512, 1, 1)}), r"\(9, 512, 1, 1\), expected \(6, 512"),
+        (
+            lambda w: w.update({"decoder.conv8.weight": torch.zeros(9, 512, 1, 1)}),
+            r"\(9, 512, 1, 1\), expected \(6, 512",
+        ),
     ],
 )
 def test_a_published_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(change, sentence):

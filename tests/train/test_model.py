@@ -66,7 +66,9 @@ def test_the_position_embedding_is_untouched_at_its_own_size():
 
 
 def test_a_size_that_does_not_fit_the_patches_is_refused_with_the_size_that_would():
-    with pytest.raises(ImageSizeError, match=re.escape("image is 450x64 px; both must be multiples of the patch size 16")):
+    with pytest.raises(
+        ImageSizeError, match=re.escape("image is 450x64 px; both must be multiples of the patch size 16")
+    ):
         ToCo(tiny_config())(torch.zeros(1, 3, 450, 64))
 
 
@@ -116,6 +118,6 @@ def test_a_folder_without_weights_or_configuration_is_no_run(tmp_path, missing):
 def test_weights_of_another_network_are_refused_in_one_sentence(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.yaml").write_text(dump_yaml(TrainConfig(model=tiny_config(), contrast=SMALL_CROPS)))
-    with pytest.raises(RunError, match="does not fit config.yaml beside it") as caught:
+    with pytest.raises(RunError, match=r"does not fit config\.yaml beside it") as caught:
         load_run(tmp_path)
     assert "\n" not in str(caught.value)

@@ -28,17 +28,17 @@ class SceneConfig(FrozenModel):
     min_visible: Share = Field(0.6, description="Least share of an object that truncation and occlusion leave visible.")
     min_part_visible: Share = Field(0.75, description="Least share of an object's part that stays visible.")
 
-    part_scale: Span = Field((0.11, 0.15), description="Area of the discriminative part over that of its body.")
+    part_scale: Span = Field((0.07, 0.10), description="Area of the discriminative part over that of its body.")
     part_shift: Share = Field(0.16, description="How far the part strays from its usual place, in body radii.")
     part_tilt_deg: float = Field(20, ge=0, description="How far the part turns against its body, to both sides.")
     part_hue_jitter: Share = Field(0.02, description="Hue shift of a part, to both sides (1 is the whole circle).")
 
-    body_lean: Share = Field(0.035, description="How far the twins' mean body hues lie to each side of the family's.")
-    body_hue_jitter: Share = Field(0.045, description="Hue shift of a body, to both sides; above the lean, they mix.")
+    body_lean: Share = Field(0.09, description="How far the twins' mean body hues lie to each side of the family's.")
+    body_hue_jitter: Share = Field(0.06, description="Hue shift of a body, to both sides; above the lean, they mix.")
     body_tone_jitter: Share = Field(0.10, description="Shift of a body's saturation and brightness, to both sides.")
     body_texture: Share = Field(0.22, description="Contrast of the texture that the two classes of a family share.")
 
-    context_probability: Share = Field(0.7, description="Chance of the first object's own backdrop; else any backdrop.")
+    context_probability: Share = Field(0.5, description="Chance of the first object's own backdrop; else any backdrop.")
     backdrop_tilt_deg: float = Field(12, ge=0, description="How far a backdrop is turned, to both sides.")
     clutter: tuple[int, int] = Field((2, 6), description="Number of distractor shapes, both ends included.")
     clutter_scale: Span = Field((0.05, 0.11), description="Radius of a distractor.")
