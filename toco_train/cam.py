@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IGNORE_INDEX = 255
-UNKNOWN = 255
 
 
 class GivesActivationMaps(Protocol):
@@ -168,8 +167,8 @@ def token_affinity(labels: Tensor) -> Tensor:
     flat = labels.flatten(1)
     affinity = (flat[:, :, None] == flat[:, None, :]).to(torch.uint8)
     unknown = flat == IGNORE_INDEX
-    affinity.masked_fill_(unknown[:, :, None] | unknown[:, None, :], UNKNOWN)
-    affinity.diagonal(dim1=1, dim2=2).fill_(UNKNOWN)
+    affinity.masked_fill_(unknown[:, :, None] | unknown[:, None, :], IGNORE_INDEX)
+    affinity.diagonal(dim1=1, dim2=2).fill_(IGNORE_INDEX)
     return affinity
 
 

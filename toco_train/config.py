@@ -50,10 +50,14 @@ class TrainConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _local_crops_fit(self) -> TrainConfig:
-        if self.contrast.local_crop_size > self.model.image_size:
+        crop, size = self.contrast.local_crop_size, self.model.image_size
+        if crop > size:
+            raise ValueError(f"contrast.local_crop_size {crop} is larger than model.image_size {size}: make it smaller")
+        places = (size - crop + 1) ** 2
+        if places < self.contrast.num_local_crops:
             raise ValueError(
-                f"contrast.local_crop_size {self.contrast.local_crop_size} is larger than model.image_size "
-                f"{self.model.image_size}: make it smaller"
+                f"contrast.num_local_crops {self.contrast.num_local_crops} is more than the {places} places that a "
+                f"crop of {crop} has in {size} pixels: make contrast.local_crop_size smaller"
             )
         return self
 

@@ -6,15 +6,31 @@ classes, H x W pixels. Labels: 0 background, 1..C classes, 255 ignore.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_INDEX = 255
-UNKNOWN = 255
 _EPSILON = 1e-4
+_LEAST_EXPONENT = -60.0  # exp(-60) is 1e-26: below it a CPU falls to denormal numbers, ten times slower
+
+P = ParamSpec("P")
+
+
+def in_full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Compute a loss in float32 also where autocast is on: its products cancel, or are small beside 1."""
+
+    @functools.wraps(loss)
+    def compute(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        device = next(value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return loss(*args, **kwargs)
+
+    return compute
 
 
 def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
@@ -30,6 +46,7 @@ def classification_loss(class_logits: Tensor, image_labels: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(class_logits, image_labels)
 
 
+@in_full_precision
 def patch_token_contrast(features: Tensor, affinity: Tensor) -> Tensor:
     """Pull same-class patch tokens together and push different ones apart.
 
@@ -51,6 +68,7 @@ def patch_token_contrast(features: Tensor, affinity: Tensor) -> Tensor:
     return 0.5 * (1 - positive) + 0.5 * negative
 
 
+@in_full_precision
 def class_token_contrast(student: Tensor, teacher: Tensor, positive: Tensor, temperature: float) -> Tensor:
     """Pull the class tokens of uncertain regions to that of the whole image, and push those of background away.
 
@@ -97,6 +115,7 @@ def balanced_segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int
     return 0.5 * (mean_over(background) + mean_over(foreground))
 
 
+@in_full_precision
 def dense_energy_loss(
     images: Tensor,
     probabilities: Tensor,
@@ -169,7 +188,8 @@ class _DenseEnergy(torch.autograd.Function):
         right = torch.cat([features, ones, -half_norm], dim=2).transpose(1, 2)
         for image in range(len(flat)):
             for start in range(0, flat.shape[1], chunk):
-                kernel = (left[image, start : start + chunk] @ right[image]).exp_()
+                exponent = left[image, start : start + chunk] @ right[image]
+                kernel = exponent.clamp_(min=_LEAST_EXPONENT).exp_()
                 filtered[image, start : start + chunk] = kernel @ flat[image]
         gated = filtered.transpose(1, 2).reshape_as(probabilities) * gate
         ctx.save_for_backward(gated)

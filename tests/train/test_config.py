@@ -74,6 +74,7 @@ def test_a_configuration_survives_being_written_and_read():
         ({"steps": 0}, "steps: input should be greater than 0 (got 0)"),
         ({"phases": [{"from_step": 5}]}, "phases must start at step 0"),
         ({"contrast.local_crop_size": 999}, "local_crop_size 999 is larger than model.image_size 448"),
+        ({"contrast.local_crop_size": 447}, "num_local_crops 8 is more than the 4 places"),
         ({"model.backbone": {"width": 8}}, "cannot be pretrained"),
     ],
 )

@@ -129,3 +129,19 @@ def test_dense_energy_prefers_one_label_on_pixels_of_one_colour():
     along_the_edge[:, 4:] = 1
     across_it[4:] = 1
     assert energy(along_the_edge) < energy(across_it)
+
+
+def test_losses_stay_in_full_precision_under_autocast():
+    torch.manual_seed(0)
+    features, affinity = torch.randn(1, 8, 4, 4), torch.randint(0, 2, (1, 16, 16))
+    images, probabilities = torch.randint(0, 256, (1, 3, 8, 8)).float(), torch.randn(1, 3, 8, 8).softmax(1)
+    student, teacher = torch.randn(1, 4, 8), torch.randn(1, 2, 8)
+    positive = torch.tensor([[True, True, True, False]])
+    losses = {
+        "patch": lambda: patch_token_contrast(features, affinity),
+        "class": lambda: class_token_contrast(student, teacher, positive, 0.5),
+        "energy": lambda: dense_energy_loss(images, probabilities, torch.full((1, 8, 8), 255), torch.ones(1, 8, 8)),
+    }
+    plain = {name: loss() for name, loss in losses.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {name: loss() for name, loss in losses.items()} == plain

@@ -62,7 +62,7 @@ def test_a_run_folder_holds_weights_configuration_metrics_log_and_pictures(finis
 
 
 def test_the_total_is_the_weighted_sum_of_the_losses(finished):
-    weights = {"cls": 1, "aux_cls": 1, "ptc": 1, "ctc": 0.1, "seg": 0.5, "reg": 0.05}
+    weights = {"cls": 1, "aux_cls": 1, "ptc": 0.5, "ctc": 0.1, "seg": 0.5, "reg": 0.05}
     for losses in losses_of(finished / "run"):
         assert losses["total"] == pytest.approx(sum(weights[name] * losses[name] for name in weights), rel=1e-5)
 

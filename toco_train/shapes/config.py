@@ -33,7 +33,7 @@ class SceneConfig(FrozenModel):
     part_tilt_deg: float = Field(20, ge=0, description="How far the part turns against its body, to both sides.")
     part_hue_jitter: Share = Field(0.02, description="Hue shift of a part, to both sides (1 is the whole circle).")
 
-    body_lean: Share = Field(0.09, description="How far the twins' mean body hues lie to each side of the family's.")
+    body_lean: Share = Field(0.12, description="How far the twins' mean body hues lie to each side of the family's.")
     body_hue_jitter: Share = Field(0.06, description="Hue shift of a body, to both sides; above the lean, they mix.")
     body_tone_jitter: Share = Field(0.10, description="Shift of a body's saturation and brightness, to both sides.")
     body_texture: Share = Field(0.22, description="Contrast of the texture that the two classes of a family share.")

@@ -1,0 +1,86 @@
+"""The schedule that ours is timed against computes the same thing, or the comparison would mean nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.plain_schedule import PlainTokenContrast
+from toco_train.backbone import ViTSpec
+from toco_train.data.loading import Batch
+from toco_train.model import ModelConfig, ToCo
+from toco_train.step import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig, TokenContrast
+
+SIZE = 64
+STEPS = 3
+ALL_ON = Phase(from_step=0)
+CONFIGS = {
+    "cam": CamConfig(),
+    "contrast": ContrastConfig(num_local_crops=4, local_crop_size=24, negative_ratio=0.9),  # some crops are negatives
+    "regularization": RegularizationConfig(scale=1e-4),  # so large that an error in this loss would show in the total
+    "weights": LossWeights(),
+}
+
+
+def _model() -> ToCo:
+    torch.manual_seed(0)
+    vit = ViTSpec(image_size=SIZE, patch_size=8, width=32, depth=4, num_heads=2)
+    config = ModelConfig(
+        backbone=vit, pretrained=False, classes=tuple("abcd"), image_size=SIZE, decoder_channels=16, decoder_dilation=2
+    )
+    return ToCo(config)
+
+
+def _batch(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, 3, SIZE, SIZE)
+    view1, view2, local = (
+        torch.randint(256, shape, generator=generator, dtype=torch.uint8) for _ in ("view1", "view2", "local")
+    )
+    return Batch(
+        view1=view1,
+        view2=view2,
+        local=local,
+        boxes=torch.tensor([[0, SIZE, 0, SIZE], [5, SIZE - 9, 3, SIZE]]),
+        image_labels=torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]]),
+        names=("first", "second"),
+    )
+
+
+@pytest.mark.parametrize("materialised_attention", [False, True])
+def test_the_plain_schedule_gives_our_losses_step_after_step(materialised_attention: bool) -> None:
+    model = _model()
+    ours = TokenContrast(copy.deepcopy(model), **CONFIGS)
+    plain = PlainTokenContrast(model, **CONFIGS, materialised_attention=materialised_attention)
+    seen = {}
+    for name, objective in (("ours", ours), ("plain", plain)):
+        # not AdamW: where a gradient is all rounding, it would take a full step in a direction of its own
+        optimizer = torch.optim.SGD((p for p in objective.model.parameters() if p.requires_grad), lr=1e-2)
+        seen[name] = []
+        for step in range(STEPS):
+            torch.manual_seed(step)  # both draw the same local crops
+            losses = objective(_batch(step), ALL_ON)
+            losses.total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.model.update_teacher(0.9)
+            seen[name].append({"total": float(losses.total.detach())} | {k: float(v) for k, v in losses.parts.items()})
+    for step in range(STEPS):
+        assert set(seen["ours"][step]) == {"total", "cls", "aux_cls", "ptc", "ctc", "seg", "reg"}
+        assert all(value != 0 for value in seen["ours"][step].values())
+        assert seen["plain"][step] == pytest.approx(seen["ours"][step], rel=1e-5)
+
+
+def test_the_plain_schedule_gives_our_gradients() -> None:
+    model = _model()
+    ours, plain = TokenContrast(copy.deepcopy(model), **CONFIGS), PlainTokenContrast(model, **CONFIGS)
+    for objective in (ours, plain):
+        torch.manual_seed(0)
+        objective(_batch(0), ALL_ON).total.backward()
+    for (name, own), other in zip(ours.model.named_parameters(), plain.model.parameters(), strict=True):
+        if own.grad is None or other.grad is None:
+            assert own.grad is other.grad, name
+            continue
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: name + text)
