@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import yaml
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from toco.command import CommandParser, run_command
 from toco.config import nearest
@@ -135,7 +137,7 @@ def _evaluate_command(argv: Sequence[str]) -> int:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     console = Console()
     with _progress(console) as progress:
-        task = progress.add_task("evaluating", total=None, note="")
+        task = progress.add_task("evaluating", total=None)
         evaluation = evaluate(
             model,
             source.train if arguments.split == "train" else source.val,
@@ -151,12 +153,11 @@ def _evaluate_command(argv: Sequence[str]) -> int:
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
         console=console,
     )
 
@@ -167,17 +168,19 @@ class TrainingDisplay:
     def __init__(self, console: Console, steps: int) -> None:
         self._console = console
         self._progress = _progress(console)
-        self._steps = self._progress.add_task("training", total=steps, note="")
-        self._evaluation = self._progress.add_task("evaluating", total=None, note="", visible=False)
+        self._steps = self._progress.add_task("training", total=steps)
+        self._evaluation = self._progress.add_task("evaluating", total=None, visible=False)
+        self._losses = Text(style="dim")
+        self._live = Live(Group(self._progress, self._losses), console=console, refresh_per_second=4)
         self.evaluation: Evaluation | None = None
         self.source: DataSource | None = None
 
     def __enter__(self) -> TrainingDisplay:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def started(self, source: DataSource, device: torch.device) -> None:
         """Say what is trained on what."""
@@ -193,8 +196,7 @@ class TrainingDisplay:
         """Move the bar."""
         self._progress.update(self._steps, completed=step)
         if losses is not None:
-            note = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self._progress.update(self._steps, note=note)
+            self._losses.plain = "loss  " + "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
 
     def evaluating(self, done: int, total: int) -> None:
         """Move the evaluation's bar."""

@@ -62,7 +62,7 @@ def save_grid(
         classes: Names of labels 1..C for the legend.
         caption: One line above everything.
     """
-    cell, heading, legend = 1.75, 0.62, 0.34 * -(-len(classes) // 6) + 0.15
+    cell, heading, legend = 1.75, 0.62 if caption else 0.36, 0.34 * -(-len(classes) // 6) + 0.15
     figure = Figure(figsize=(cell * len(titles), cell * len(rows) + heading + legend), facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
