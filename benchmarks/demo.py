@@ -43,6 +43,7 @@ from toco_train.pictures import PREDICTION_TITLES, prediction_row, save_grid
 
 NO_CLASS_FOLDER = "Free"
 PICTURE_ROWS = 6
+SERVED_COLUMN = PREDICTION_TITLES.index("truth")
 COMPARED_IMAGES = 24
 LATENCY_WARMUP = 20
 LATENCY_CALLS = 200
@@ -62,7 +63,7 @@ class Served:
 
     mismatched_pixels: int
     compared_pixels: int
-    miou: float
+    miou: float | None
     tensor: Latency
     photograph: Latency
     picture: Path
@@ -91,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_step(console, "Export", ["toco-export", str(run), "--fp16", "--repository", str(repository)])
 
     manifest = read_manifest(repository)
-    samples = with_masks(open_source(load_config(None, run / "config.yaml", {}).data, seed=0).val)
+    config = load_config(None, run / "config.yaml", {})
+    source = open_source(config.data, seed=config.seed)
+    samples = with_masks(source.val) or source.val or source.train
     console.rule("[bold]Serve and ask by gRPC")
     console.print(f"$ toco-serve {repository} --grpc-port 0 --http-port 0 --metrics-port 0", style="cyan")
     with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as triton:
@@ -135,11 +138,6 @@ def examine(client: Client, run: Path, repository: Path, samples: Sequence[Sampl
         exported = session.run(["mask"], {"image": pixels})[0]
         mismatched += int((client.segment_tensor(pixels)[0].mask != exported[0]).sum())
         compared += exported.size
-    num_labels = model.num_classes + 1
-    counts = torch.zeros(num_labels, num_labels, dtype=torch.int64)
-    for sample in samples:
-        mask = torch.from_numpy(client.segment(sample.image).mask.astype(np.int64))
-        counts += confusion_counts(mask, torch.from_numpy(read_mask(sample)), num_labels)
     first = samples[0]
     tensor = np.asarray(read_image(first.image).resize((size, size)))[None]
     photograph = first.image.read_bytes()
@@ -147,11 +145,21 @@ def examine(client: Client, run: Path, repository: Path, samples: Sequence[Sampl
     return Served(
         mismatched_pixels=mismatched,
         compared_pixels=compared,
-        miou=mean_iou(counts),
+        miou=served_miou(client, with_masks(samples)),
         tensor=latency(lambda: client.segment_tensor(tensor)),
         photograph=latency(lambda: client.segment(photograph)),
         picture=picture,
     )
+
+
+def served_miou(client: Client, samples: Sequence[Sample]) -> float | None:
+    """Return the mean IoU of served masks at the photographs' own sizes; None where there is no truth."""
+    num_labels = len(client.classes) + 1
+    counts = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    for sample in samples:
+        mask = torch.from_numpy(client.segment(sample.image).mask.astype(np.int64))
+        counts += confusion_counts(mask, torch.from_numpy(read_mask(sample)), num_labels)
+    return mean_iou(counts) if samples else None
 
 
 def latency(call: Callable[[], object]) -> Latency:
@@ -174,24 +182,25 @@ def draw(client: Client, run: Path, samples: Sequence[Sample], picture: Path) ->
     shown = spread(tuple(sample for sample in samples if sample.labels), PICTURE_ROWS)
     rows = []
     for sample, prediction in zip(shown, predict(model, shown, config.cam.scales, 1), strict=True):
-        *own, truth = prediction_row(sample, prediction)
+        own = prediction_row(sample, prediction)
         served = overlay(np.asarray(read_image(sample.image)), client.segment(sample.image).mask)
-        rows.append([*own, served, truth])
-    titles = (*PREDICTION_TITLES[:-1], "mask as served", PREDICTION_TITLES[-1])
-    save_grid(picture, rows, titles, model.config.classes)
+        rows.append([*own[:SERVED_COLUMN], served, *own[SERVED_COLUMN:]])
+    titles = [*PREDICTION_TITLES[:SERVED_COLUMN], "mask as served", *PREDICTION_TITLES[SERVED_COLUMN:]]
+    save_grid(picture, rows, titles[: max(map(len, rows))], model.config.classes)
 
 
 def summarise(run: Path, manifest: Manifest, served: Served, seconds: float) -> dict[str, Any]:
     """Gather what the demo found, as plain numbers."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    evaluation = [line["evaluation"] for line in lines if "evaluation" in line][-1]
+    evaluation = next((line["evaluation"] for line in reversed(lines) if "evaluation" in line), None)
+    miou = {} if evaluation is None else {kind: evaluation[kind]["mean_iou"] for kind in ("cam", "aux_cam", "seg")}
     return {
         "toco": __version__,
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "versions": manifest.versions,
         "seconds": seconds,
-        "miou": {kind: evaluation[kind]["mean_iou"] for kind in ("cam", "aux_cam", "seg")} | {"served": served.miou},
-        "token_similarity": evaluation["token_similarity"],
+        "miou": miou if served.miou is None else miou | {"served": served.miou},
+        "token_similarity": evaluation and evaluation["token_similarity"],
         "artefacts": {artefact.file: artefact.num_bytes for artefact in manifest.artefacts},
         "parity": {
             file: min(parity.mask_agreement for parity in manifest.parity if parity.file == file)
@@ -211,7 +220,8 @@ def summary_table(summary: dict[str, Any], manifest: Manifest) -> Table:
     names = {"cam": "CAM", "aux_cam": "aux CAM", "seg": "segmentation", "served": "segmentation as served"}
     for kind, value in summary["miou"].items():
         table.add_row(f"mIoU {names[kind]}", f"{100 * value:.1f} %")
-    table.add_row("mean pairwise |cosine| of final tokens", f"{summary['token_similarity']:.3f}")
+    if summary["token_similarity"] is not None:
+        table.add_row("mean pairwise |cosine| of final tokens", f"{summary['token_similarity']:.3f}")
     table.add_section()
     for file, num_bytes in summary["artefacts"].items():
         table.add_row(f"size of {file}", f"{num_bytes / 1e6:.1f} MB")

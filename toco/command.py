@@ -18,11 +18,18 @@ EXIT_INTERRUPTED = 130
 Main = Callable[[Sequence[str] | None], int]
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in {None, False} else action.help
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose complaints have the same one-line form as all other errors."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
         self.add_argument("--version", action="version", version=f"{prog} {__version__}")
 
     def error(self, message: str) -> NoReturn:

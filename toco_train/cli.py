@@ -63,7 +63,8 @@ def _parse_training(argv: Sequence[str]) -> tuple[TrainConfig, argparse.Namespac
         "Learn segmentation masks from image-level labels. Any setting of the configuration is a flag "
         "(--optimizer.lr 1e-4); flags beat --config, which beats --preset. To score a run: toco-train evaluate RUN.",
     )
-    parser.add_argument("--preset", help=f"settings to start from: {', '.join(preset_names())}")
+    parser.usage = f"{PROG} [--preset NAME] [--config FILE] --data DIR --out RUN [--SETTING VALUE ...]"
+    parser.add_argument("--preset", metavar="NAME", help=f"settings to start from: {', '.join(preset_names())}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
     parser.add_argument("--data", required=True, metavar="DIR", help="VOC devkit, or one sub-folder per class")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder to write")
