@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import cpu_name
 from toco import __version__
 from toco.command import run_command
 from toco.errors import TocoError
@@ -196,7 +196,7 @@ def summarise(run: Path, manifest: Manifest, served: Served, seconds: float) -> 
     miou = {} if evaluation is None else {kind: evaluation[kind]["mean_iou"] for kind in ("cam", "aux_cam", "seg")}
     return {
         "toco": __version__,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "versions": manifest.versions,
         "seconds": seconds,
         "miou": miou if served.miou is None else miou | {"served": served.miou},

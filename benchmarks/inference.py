@@ -25,21 +25,20 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain_schedule import materialise_attention
-from benchmarks.training_step import (
+from benchmarks.measuring import (
     Precision,
-    add_network_arguments,
     gemm_peak,
     interleaved,
     markdown_table,
     one_line,
     provenance,
     provenance_text,
-    recipe,
     save_report,
     tensor_float32,
     timed_call,
 )
+from benchmarks.plain_schedule import materialise_attention
+from benchmarks.training_step import add_network_arguments, recipe
 from toco.command import run_command
 from toco.errors import TocoError
 from toco.manifest import Profile, Shape
