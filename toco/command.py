@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from toco import __version__
 from toco.errors import TocoError
@@ -38,9 +38,9 @@ class CommandParser(argparse.ArgumentParser):
         raise SystemExit(EXIT_BAD_INPUT)
 
 
-def print_error(prog: str, message: str, stream: TextIO | None = None) -> None:
+def print_error(prog: str, message: str) -> None:
     """Print ``prog: error: message`` to standard error."""
-    print(f"{prog}: error: {message}", file=stream or sys.stderr)
+    print(f"{prog}: error: {message}", file=sys.stderr)  # noqa: T201 (a command may print)
 
 
 def run_command(prog: str) -> Callable[[Main], Main]:

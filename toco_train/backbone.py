@@ -95,9 +95,7 @@ class Backbone(nn.Module):
         return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def build_backbone(
-    backbone: str | ViTSpec, *, pretrained: bool, aux_block: int, drop_path_rate: float = 0.0
-) -> Backbone:
+def build_backbone(backbone: str | ViTSpec, *, pretrained: bool, aux_block: int) -> Backbone:
     """Build a backbone from a timm name, with timm's weights if ``pretrained``, or from a specification.
 
     Raises:
@@ -114,22 +112,21 @@ def build_backbone(
             depth=backbone.depth,
             num_heads=backbone.num_heads,
             num_classes=0,
-            drop_path_rate=drop_path_rate,
         )
     else:
-        vit = _create_timm_model(backbone, pretrained=pretrained, drop_path_rate=drop_path_rate)
+        vit = _create_timm_model(backbone, pretrained=pretrained)
     if not -len(vit.blocks) <= aux_block < len(vit.blocks):
         raise ConfigError(f"aux_block {aux_block} does not exist: the backbone has {len(vit.blocks)} blocks")
     return Backbone(vit, aux_block)
 
 
-def _create_timm_model(name: str, *, pretrained: bool, drop_path_rate: float) -> VisionTransformer:
+def _create_timm_model(name: str, *, pretrained: bool) -> VisionTransformer:
     """Create a plain ViT by its timm name."""
     if not timm.is_model(name):
         known = timm.list_models("*vit*") + timm.list_models("deit*")
         raise ConfigError(f"timm {timm.__version__} has no model {name!r}{nearest(name.partition('.')[0], known)}")
     try:
-        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path_rate)
+        vit = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # timm and the hub raise many kinds for "cannot download"
         if not pretrained:
             raise
