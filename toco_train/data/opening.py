@@ -8,46 +8,100 @@ from pydantic import Field
 
 from toco.config import FrozenModel
 from toco.errors import DataError
-from toco_train.data.folder import open_class_folders
+from toco_train.data.coco import is_coco, open_coco
+from toco_train.data.folder import IMAGES_FOLDER, class_folders, open_class_folders, open_labelled_folder
+from toco_train.data.label_table import LABELS_FILE
 from toco_train.data.source import DataSource
+from toco_train.data.splitting import SplitRule
 from toco_train.data.voc import is_voc, open_voc
+
+_LAYOUTS = (
+    f"a VOC devkit (JPEGImages, Annotations, ImageSets), COCO (annotations/instances_*.json), {IMAGES_FOLDER}/ with "
+    f"{LABELS_FILE}, or one sub-folder of images per class"
+)
+_NO_CLASS, _GROUP_BY = ("no_class", "--no-class"), ("group_by", "--group-by")
+_COCO_YEAR = ("coco_year", "--data.coco_year")
+_SHOWN = 6  # entries of a folder, in a complaint about it
 
 
 class DataConfig(FrozenModel):
     """Where the images are and how they are read."""
 
-    path: str = Field("", description="A VOC devkit, or a folder with one sub-folder per class.")
-    no_class: str | None = Field(None, description="Sub-folder whose images have nothing in them.")
-    group_by: str | None = Field(None, description="Regular expression; images with the same match share a split.")
+    path: str = Field(
+        "", description="A VOC devkit, COCO, images/ with labels.csv, or a folder with one sub-folder per class."
+    )
+    no_class: str | None = Field(None, description="Sub-folder or class that means that nothing is in the image.")
+    group_by: str | None = Field(
+        None, description="Regular expression on file names; images with the same first group (or match) share a split."
+    )
     val_fraction: float = Field(0.2, gt=0, lt=1, description="Share held back where the data has no split of its own.")
+    coco_year: int | None = Field(None, description="Which COCO, where the folder holds several years.")
     num_workers: int = Field(2, ge=0, description="Processes that read and augment images.")
 
 
-def open_source(config: DataConfig, *, seed: int) -> DataSource:
+def open_source(config: DataConfig, *, seed: int, allow_missing: bool = False) -> DataSource:
     """Open the data set at ``config.path``.
+
+    Args:
+        config: Where it is and how it is read.
+        seed: Seed of the split, where the data has none of its own.
+        allow_missing: Open it even if labelled images are missing, to report all of them.
 
     Raises:
         DataError: It is missing, of no known kind, or incomplete.
+        ConfigError: Its class names cannot be used.
     """
     path = Path(config.path).expanduser()
     if not path.is_dir():
         kind = "is not a folder" if path.exists() else "does not exist"
-        raise DataError(f"data folder {path} {kind}; give a VOC devkit or a folder with one sub-folder per class")
-    nested = path / "VOCdevkit" / "VOC2012"
-    for candidate in (path, path / "VOC2012", nested):
+        raise DataError(f"data folder {path} {kind}; give {_LAYOUTS}")
+    source = _open(path.resolve(), config, seed)
+    if source.missing and not allow_missing:
+        raise DataError(_complaint(source.missing))
+    return source
+
+
+def _open(path: Path, config: DataConfig, seed: int) -> DataSource:
+    """Open a folder as what it looks like."""
+    for candidate in (path, path / "VOC2012", path / "VOCdevkit" / "VOC2012"):
         if is_voc(candidate):
-            if config.no_class is not None:
-                raise DataError(f"{path} is a VOC devkit: its annotations say what has no class; leave out --no-class")
-            return open_voc(candidate.resolve())
-    if any(child.is_dir() for child in path.iterdir()):
-        return open_class_folders(
-            path.resolve(),
-            no_class=config.no_class,
-            group_by=config.group_by,
-            val_fraction=config.val_fraction,
-            seed=seed,
-        )
-    raise DataError(
-        f"{path} is neither a VOC devkit (JPEGImages, Annotations, ImageSets) nor a folder "
-        "with one sub-folder per class"
+            _refuse(config, "a VOC devkit: its annotations and lists say it", _NO_CLASS, _GROUP_BY, _COCO_YEAR)
+            return open_voc(candidate)
+    if is_coco(path):
+        _refuse(config, "COCO: its annotations say it", _NO_CLASS, _GROUP_BY)
+        return open_coco(path, config.coco_year)
+    _refuse(config, "not COCO", _COCO_YEAR)
+    rule = SplitRule(config.val_fraction, config.group_by, seed)
+    if (path / LABELS_FILE).is_file():
+        return open_labelled_folder(path, no_class=config.no_class, rule=rule)
+    folders = class_folders(path)
+    if not folders or IMAGES_FOLDER in folders:
+        raise DataError(f"{path} is no data set: expected {_LAYOUTS}; found {_found(path)}")
+    return open_class_folders(path, no_class=config.no_class, rule=rule)
+
+
+def _refuse(config: DataConfig, what: str, *settings: tuple[str, str]) -> None:
+    """Refuse settings that would change nothing; each is given by its name and its flag."""
+    for name, flag in settings:
+        if getattr(config, name) is not None:
+            raise DataError(f"{config.path} is {what}; leave out {flag}")
+
+
+def _found(path: Path) -> str:
+    """Say in a few words what lies in a folder."""
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    shown = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else "") or "nothing"
+
+
+def _complaint(missing: tuple[Path, ...]) -> str:
+    """Say which labelled images are missing."""
+    first = missing[0]
+    beside = sorted(entry.name for entry in first.parent.iterdir()) if first.parent.is_dir() else []
+    alike = next((name for name in beside if Path(name).stem.casefold() == first.stem.casefold()), None)
+    hint = f", did you mean {alike!r}?" if alike else ""
+    more = f" ({len(missing)} are missing in all)" if len(missing) > 1 else ""
+    return (
+        f"image {first} is missing, yet the labels name it{hint}{more}; restore what is missing "
+        "or take it out of the lists"
     )
