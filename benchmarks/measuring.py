@@ -8,11 +8,12 @@ import platform
 import shlex
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import timm
 import torch
@@ -21,6 +22,9 @@ from toco import __version__
 from toco.files import write_atomic
 
 GEMM_SIDE = {"cuda": 8192, "cpu": 1024}
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {
@@ -32,7 +36,10 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int | Mapping[str, int]
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int | Mapping[str, int],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time calls in turn, A B C A B C, so that whatever else the machine does falls on all of them alike."""
     wanted = {name: repeats if isinstance(repeats, int) else repeats[name] for name in calls}
@@ -40,17 +47,54 @@ def interleaved(
     for turn in range(max(wanted.values(), default=0)):
         for name, call in calls.items():
             if turn < wanted[name]:
-                seconds[name].append(timed_call(call, device))
+                seconds[name].append(timed_call(call, device, clock))
     return seconds
 
 
-def timed_call(call: Callable[[], object], device: torch.device) -> float:
+def timed_call(
+    call: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return the seconds of one call, from an idle device to an idle device."""
     synchronise(device)
-    began = time.perf_counter()
+    began = clock()
     call()
     synchronise(device)
-    return time.perf_counter() - began
+    return clock() - began
+
+
+class PhaseClock:
+    """Adds up time by phase, with the device synchronised at every border; inside a phase no other begins."""
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._device = device
+        self._clock = clock
+        self._inside = False
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block to a phase, unless it lies inside another."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        synchronise(self._device)
+        began = self._clock()
+        try:
+            yield
+        finally:
+            synchronise(self._device)
+            self.seconds[name] += self._clock() - began
+            self._inside = False
+
+    def timed(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
+        """Return the function, counted to a phase."""
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self.phase(name):
+                return function(*args, **kwargs)
+
+        return call
 
 
 def synchronise(device: torch.device) -> None:

@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from toco.errors import DataError
 from toco.palette import UInt8Array
+from toco.pictures import open_picture, to_rgb, upright
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any]
 
@@ -38,24 +39,23 @@ def rgb_pixels(image: ImageInput) -> UInt8Array:
     """Return an image's pixels, uint8 ``[H, W, 3]`` RGB; a file is turned upright, as the server does.
 
     Raises:
-        DataError: It cannot be read or decoded.
+        DataError: It cannot be read, decoded or converted.
     """
     if isinstance(image, np.ndarray):
         return _checked(image)
     if isinstance(image, Image.Image):
         return _rgb(image)
+    data = io.BytesIO(encoded(image))
     try:
-        with Image.open(io.BytesIO(encoded(image))) as opened:
-            return _rgb(ImageOps.exif_transpose(opened))
-    except (UnidentifiedImageError, OSError) as error:
+        with open_picture(data) as opened:
+            return _rgb(upright(opened))
+    except (OSError, DataError) as error:
         raise DataError(f"the image cannot be decoded: {error}") from error
 
 
 def _rgb(picture: Image.Image) -> UInt8Array:
-    """Convert any mode; 16-bit values keep their high byte."""
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-    return np.asarray(picture.convert("RGB"))
+    """Convert any mode, as the server does."""
+    return np.asarray(to_rgb(picture))
 
 
 def _png_mode(picture: Image.Image) -> Image.Image:
