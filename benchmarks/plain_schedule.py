@@ -1,6 +1,6 @@
 """The training step in the published order of computation, nothing shared: what ours is measured against.
 
-Same network, same loss functions, same random draws and, to rounding, the same losses as ``toco_train.step``; a test
+Same network, same loss functions, same local crops and, to rounding, the same losses as ``toco_train.step``; a test
 says so. What it computes again where ours reuses:
 
 - the CAM runs all six passes (three scales, each with its flip), the unflipped one at scale 1 too;
@@ -77,6 +77,7 @@ class PlainTokenContrast(TokenContrast):
         crops, positive = local_crops(
             self.normalise(batch.local),
             roi,
+            batch.seeds,
             num_crops=config.num_local_crops,
             crop_size=config.local_crop_size,
             negative_ratio=config.negative_ratio,

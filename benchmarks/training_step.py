@@ -13,13 +13,12 @@ import argparse
 import copy
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -29,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import toco_train.step
 from benchmarks.measuring import (
     DTYPES,
+    PhaseClock,
     Precision,
     gemm_peak,
     interleaved,
@@ -52,9 +52,6 @@ NUM_CLASSES = 20
 ALL_LOSSES = Phase(from_step=0)
 WARMUP_STEPS = 2
 RECOMPILE_LIMIT = 64  # a block sees five shapes in one step; the default gives up at eight
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,8 @@ def noise_batch(config: TrainConfig, device: torch.device) -> Batch:
         labels[image, torch.randperm(NUM_CLASSES, generator=generator)[: 1 + image % 2]] = 1
     boxes = torch.tensor([[0, size, 0, size]]).repeat(number, 1)
     names = tuple(str(image) for image in range(number))
-    return Batch(view1, view2, local, boxes=boxes, image_labels=labels, names=names).to(device)
+    seeds = torch.arange(number)
+    return Batch(view1, view2, local, boxes=boxes, image_labels=labels, seeds=seeds, names=names).to(device)
 
 
 def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, repeats: int) -> dict[str, Any]:
@@ -237,40 +235,6 @@ def summary(seconds: Sequence[float], *, flops: int, peak: float, memory: dict[s
     low, middle, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
     return {"median_s": middle, "q1_s": low, "q3_s": high, "flops": flops, "flops_per_second": flops / middle,
             "share_of_gemm_peak": flops / middle / peak, "memory": memory, "seconds": list(seconds)}  # fmt: skip
-
-
-class PhaseClock:
-    """Adds up wall time by phase, with the device synchronised at every border; inside a phase no other begins."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._device = device
-        self._inside = False
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the block to a phase, unless it lies inside another."""
-        if self._inside:
-            yield
-            return
-        self._inside = True
-        synchronise(self._device)
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            synchronise(self._device)
-            self.seconds[name] += time.perf_counter() - began
-            self._inside = False
-
-    def timed(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
-        """Return the function, counted to a phase."""
-
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self.phase(name):
-                return function(*args, **kwargs)
-
-        return call
 
 
 def phase_seconds(run: TrainingRun, device: torch.device, repeats: int) -> dict[str, float]:

@@ -2,17 +2,26 @@
 
 Shapes: B images, D token width, h x w tokens, N = h * w, V views of an image, K width of the projection, C foreground
 classes, H x W pixels. Labels: 0 background, 1..C classes, 255 ignore.
+
+Where several processes hold equal shares of a batch, the mean of a loss over them, and of its gradient (which is what
+``DistributedDataParallel`` takes), is that of the whole batch in one process. A loss that divides by what the batch
+holds adds its counts up over the processes for that, so all of them must compute it. Deviation: the published code
+divides by what each GPU holds, and its loss depends on how the images were dealt. Under gradient accumulation "the
+batch" is one micro-batch, over all processes.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from toco_train.distributed import global_sum, world_size
 
 IGNORE_INDEX = 255
 _EPSILON = 1e-4
@@ -56,15 +65,17 @@ def patch_token_contrast(features: Tensor, affinity: Tensor) -> Tensor:
             unknown (left out).
 
     Returns:
-        Scalar in [0, 1]; 0.5 where no pair is known.
+        Scalar in [0, 1], in several processes their mean is; 0.5 where no pair is known.
 
-    Source: ToCo (CVPR 2023), section 3.3; similarity is |cos| as in the published code (METHOD.md, step 3).
+    Source: ToCo (CVPR 2023), section 3.3; similarity is |cos| as in the published code (METHOD.md, step 3). Deviation:
+    pairs are counted over all processes, as the top of this file says.
     """
     tokens = F.normalize(features.flatten(2).float(), dim=1)
     similarity = (tokens.transpose(1, 2) @ tokens).abs()
     same, different = affinity == 1, affinity == 0
-    positive = (similarity * same).sum() / (same.sum() + 1)
-    negative = (similarity * different).sum() / (different.sum() + 1)
+    num_same, num_different = global_sum(torch.stack([same.sum(), different.sum()]))
+    positive: Tensor = world_size() * (similarity * same).sum() / (num_same + 1)
+    negative: Tensor = world_size() * (similarity * different).sum() / (num_different + 1)
     return 0.5 * (1 - positive) + 0.5 * negative
 
 
@@ -79,15 +90,17 @@ def class_token_contrast(student: Tensor, teacher: Tensor, positive: Tensor, tem
         temperature: Softmax temperature tau, above 0.
 
     Returns:
-        Scalar, mean over images.
+        Scalar, mean over images; finite however small tau is, where the exponentials themselves would overflow.
 
     Source: ToCo (CVPR 2023), section 3.4; METHOD.md, step 4.
     """
-    similarity = torch.exp(teacher.detach().float() @ student.float().transpose(1, 2) / temperature)
-    is_positive = positive[:, None, :].to(similarity.dtype)
-    negatives = (similarity * (1 - is_positive)).sum(dim=2, keepdim=True)
-    pull = -torch.log(similarity / (similarity + negatives + _EPSILON)) * is_positive
-    push = torch.log1p(negatives.squeeze(2) + _EPSILON)
+    # log l of METHOD.md; with n = log(N + 1e-4), -log(l / (l + N + 1e-4)) = softplus(n - log l): no exp can overflow
+    similarity = teacher.detach().float() @ student.float().transpose(1, 2) / temperature
+    is_positive = positive[:, None, :]
+    negatives = F.pad(similarity.masked_fill(is_positive, -torch.inf), (1, 0), value=math.log(_EPSILON))
+    negatives = negatives.logsumexp(dim=2, keepdim=True)
+    pull = F.softplus(negatives - similarity) * is_positive
+    push = F.softplus(negatives.squeeze(2))
     per_image = (pull.sum(dim=(1, 2)) + push.sum(dim=1)) / teacher.shape[1]
     return (per_image / (is_positive.sum(dim=(1, 2)) + _EPSILON)).mean()
 
@@ -103,16 +116,16 @@ def balanced_segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int
     Returns:
         Scalar, finite also where one kind of pixel, or every pixel, is missing.
 
-    Source: METHOD.md, step 6. Deviation: a term with no pixel is 0, where the published code divides by zero.
+    Source: METHOD.md, step 6. Deviations: a term with no pixel is 0, where the published code divides by zero; pixels
+    are counted over all processes, as the top of this file says.
     """
     per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
     background = labels == 0
     foreground = (labels != 0) & (labels != ignore_index)
-
-    def mean_over(pixels: Tensor) -> Tensor:
-        return (per_pixel * pixels).sum() / pixels.sum().clamp(min=1)
-
-    return 0.5 * (mean_over(background) + mean_over(foreground))
+    num_background, num_foreground = global_sum(torch.stack([background.sum(), foreground.sum()])).clamp(min=1)
+    mean_over_background: Tensor = world_size() * (per_pixel * background).sum() / num_background
+    mean_over_foreground: Tensor = world_size() * (per_pixel * foreground).sum() / num_foreground
+    return 0.5 * (mean_over_background + mean_over_foreground)
 
 
 @in_full_precision

@@ -171,6 +171,7 @@ class TokenContrast(nn.Module):
         crops, positive = local_crops(
             self.normalise(batch.local),
             roi,
+            batch.seeds,
             num_crops=config.num_local_crops,
             crop_size=config.local_crop_size,
             negative_ratio=config.negative_ratio,

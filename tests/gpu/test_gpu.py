@@ -52,17 +52,6 @@ def _exact_products() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.fixture
-def _same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw on the CPU wherever the numbers are needed: the two devices have generators of their own."""
-    draw = torch.rand
-
-    def rand(shape: torch.Size, *, device: torch.device) -> Tensor:
-        return draw(shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-    monkeypatch.setattr(torch, "rand", rand)
-
-
 def _model() -> ToCo:
     torch.manual_seed(0)
     return ToCo(CONFIG)
@@ -84,7 +73,10 @@ def _batch(device: torch.device) -> Batch:
     view1, view2, local = torch.randint(256, (3, 2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     boxes = torch.tensor([[0, SIZE, 0, SIZE], [5, SIZE - 9, 3, SIZE]])
     labels = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
-    return Batch(view1, view2, local, boxes=boxes, image_labels=labels, names=("first", "second")).to(device)
+    batch = Batch(
+        view1, view2, local, boxes=boxes, image_labels=labels, seeds=torch.arange(2), names=("first", "second")
+    )
+    return batch.to(device)
 
 
 def _numbers(losses: Losses) -> dict[str, float]:
@@ -115,7 +107,6 @@ def _fit_to_colours() -> ToCo:
     return model.eval()
 
 
-@pytest.mark.usefixtures("_same_draws")
 def test_a_step_on_the_gpu_gives_the_losses_of_the_cpu() -> None:
     on_cpu, on_gpu = (_numbers(_objective(device)(_batch(device), Phase(from_step=0))) for device in (CPU, GPU))
     assert set(on_gpu) == {"total", "cls", "aux_cls", "ptc", "ctc", "seg", "reg"}

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from toco_train.losses import (
     balanced_segmentation_loss,
     class_token_contrast,
+    classification_loss,
     dense_energy_loss,
     patch_token_contrast,
 )
@@ -27,6 +28,35 @@ def test_patch_token_contrast_is_one_half_where_no_pair_is_known():
     assert patch_token_contrast(torch.randn(2, 4, 3, 3), torch.full((2, 9, 9), 255)).item() == 0.5
 
 
+def finite_gradient(loss, values):
+    """The gradient of a loss, seen to be finite."""
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert torch.isfinite(gradient).all()
+    return gradient
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(255, 0.5), (1, 0.5 * (1 - 162 / 163)), (0, 0.5 + 0.5 * 162 / 163)])
+def test_patch_token_contrast_is_finite_whatever_kind_of_pair_is_missing(kind, expected):
+    features = torch.ones(2, 4, 3, 3, requires_grad=True)  # 162 pairs of alike tokens
+    loss = patch_token_contrast(features, torch.full((2, 9, 9), kind))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    finite_gradient(loss, features)
+
+
+def test_patch_token_contrast_of_tokens_that_are_zero_has_a_finite_gradient():
+    features = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    loss = patch_token_contrast(features, torch.tensor([0, 1]).repeat(8).view(1, 4, 4))
+    assert loss.item() == 0.5
+    finite_gradient(loss, features)
+
+
+def test_classification_loss_of_an_image_without_a_class_by_hand():
+    logits = torch.tensor([[0.0, 100.0], [0.0, -100.0]], requires_grad=True)
+    loss = classification_loss(logits, torch.zeros(2, 2))
+    assert loss.item() == pytest.approx((2 * math.log(2) + 100 + 0) / 4)
+    finite_gradient(loss, logits)
+
+
 def test_class_token_contrast_of_one_negative_by_hand():
     # two global views (positive) and one negative; every dot product is 0, so every exp is 1
     student, teacher = torch.zeros(1, 3, 2), torch.zeros(1, 2, 2)
@@ -34,6 +64,33 @@ def test_class_token_contrast_of_one_negative_by_hand():
     pull, push = math.log(2 + 1e-4), math.log(2 + 1e-4)
     expected = 2 * (2 * pull + push) / 2 / (2 + 1e-4)
     assert class_token_contrast(student, teacher, positive, 0.5).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_token_contrast_without_a_negative_by_hand():
+    # N is 0: -log(1 / (1 + 1e-4)) for each of two views and for the push of each teacher view
+    student = torch.zeros(1, 2, 4, requires_grad=True)
+    loss = class_token_contrast(student, torch.zeros(1, 2, 4), torch.ones(1, 2, dtype=torch.bool), 0.5)
+    assert loss.item() == pytest.approx(2 * 3 * math.log1p(1e-4) / 2 / (2 + 1e-4), rel=1e-4)
+    finite_gradient(loss, student)
+
+
+def test_class_token_contrast_where_every_crop_is_a_negative_by_hand():
+    student = torch.zeros(1, 10, 4, requires_grad=True)
+    positive = torch.tensor([[True] * 2 + [False] * 8])
+    loss = class_token_contrast(student, torch.zeros(1, 2, 4), positive, 0.5)
+    assert loss.item() == pytest.approx(2 * 3 * math.log(1 + 8 + 1e-4) / 2 / (2 + 1e-4), rel=1e-5)
+    finite_gradient(loss, student)
+
+
+def test_class_token_contrast_is_finite_where_its_exponentials_are_not():
+    # tau 0.005: every exponent is 200 or -200; the pull of a negative as near as the positive is log 2
+    student = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]], requires_grad=True)
+    teacher = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
+    loss = class_token_contrast(student, teacher, torch.tensor([[True, True, False]]), 0.005)
+    toward = 2 * math.log(2) + 200  # the teacher view that all three views equal
+    away = 2 * (math.log(1e-4) + 200) + 1e-4  # the one that they oppose: N is exp(-200), 1e-4 rules
+    assert loss.item() == pytest.approx((toward + away) / 2 / (2 + 1e-4), rel=1e-5)
+    finite_gradient(loss, student)
 
 
 def test_class_token_contrast_sends_no_gradient_to_the_teacher():
@@ -115,6 +172,14 @@ def test_dense_energy_leaves_confident_pixels_alone_and_counts_no_padding():
     assert dense_energy_loss(images, sure, labelled, everywhere).item() == 0
     assert dense_energy_loss(images, sure, unlabelled, everywhere).item() < 0
     assert dense_energy_loss(images, sure, unlabelled, nowhere).item() == 0
+
+
+def test_dense_energy_of_images_that_are_all_padding_is_zero_and_so_is_its_gradient():
+    probabilities = torch.full((2, 3, 8, 8), 1 / 3, requires_grad=True)
+    labels = torch.full((2, 8, 8), 255)
+    loss = dense_energy_loss(torch.zeros(2, 3, 8, 8), probabilities, labels, torch.zeros(2, 8, 8))
+    assert loss.item() == 0
+    assert finite_gradient(loss, probabilities).abs().max() == 0
 
 
 def test_dense_energy_prefers_one_label_on_pixels_of_one_colour():
