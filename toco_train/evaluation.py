@@ -1,23 +1,29 @@
-"""How good masks are: IoU over confusion counts, for CAM, auxiliary CAM and segmentation of a whole split."""
+"""How good a network is on a whole split: IoU of CAM, auxiliary CAM and segmentation, F1 and AP of its class heads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_confusion_matrix,
+    multilabel_average_precision,
+    multilabel_f1_score,
+)
 
 from toco.config import FrozenModel
 from toco.errors import DataError
 from toco.palette import IGNORE_INDEX
-from toco_train.cam import label_from_cam, multi_scale_cam
-from toco_train.data.source import Sample, image_labels, read_image, read_mask, with_masks
+from toco_train.boundary import boundary_counts
+from toco_train.data.source import Sample, image_labels, read_mask, with_masks
+from toco_train.distributed import gathered, global_sum, shard
 from toco_train.model import ToCo
+from toco_train.prediction import Prediction, SegmentConfig, predict
 
 
 class EvaluationConfig(FrozenModel):
@@ -32,15 +38,38 @@ class EvaluationConfig(FrozenModel):
 
 @dataclass(frozen=True)
 class Scores:
-    """IoU of one way to make masks.
+    """How good one kind of mask is. Pixels are added up over all images; those whose truth is 255 do not count.
 
     Attributes:
         iou: IoU of each label, background first, ``[C + 1]``; NaN for one that the ground truth does not hold.
         mean_iou: Mean over the labels that the ground truth holds.
+        pixel_accuracy: Share of pixels with the right label.
+        boundary_iou: Boundary IoU of each label, as ``iou``.
+        mean_boundary_iou: Its mean, as ``mean_iou``.
     """
 
     iou: tuple[float, ...]
     mean_iou: float
+    pixel_accuracy: float
+    boundary_iou: tuple[float, ...]
+    mean_boundary_iou: float
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well a class head tells what is in an image.
+
+    Attributes:
+        f1: F1 of each class at probability 0.5, ``[C]``; NaN for a class that no image is tagged with.
+        mean_f1: Mean over the classes that some image is tagged with.
+        average_precision: Area under precision over recall of each class, as ``f1``.
+        mean_average_precision: Its mean, as ``mean_f1``: mAP.
+    """
+
+    f1: tuple[float, ...]
+    mean_f1: float
+    average_precision: tuple[float, ...]
+    mean_average_precision: float
 
 
 @dataclass(frozen=True)
@@ -51,32 +80,22 @@ class Evaluation:
         cam: Label of the CAM at the background threshold, given the image label.
         aux_cam: The same of the auxiliary CAM.
         seg: Argmax of the segmentation; no label given.
+        cls: The class head.
+        aux_cls: The auxiliary class head.
         token_similarity: Mean pairwise |cosine| of final patch tokens, 0 to 1: high is over-smoothed.
         num_images: Images evaluated.
+        confusion: Pixels by kind of mask (CAM, aux CAM, segmentation), true and predicted label, int64
+            ``[3, C + 1, C + 1]``.
     """
 
     cam: Scores
     aux_cam: Scores
     seg: Scores
+    cls: ClassScores
+    aux_cls: ClassScores
     token_similarity: float
     num_images: int
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network makes of one image, at the image's own size.
-
-    Attributes:
-        cam: float ``[C, H, W]`` in [0, 1].
-        aux_cam: float ``[C, H, W]`` in [0, 1].
-        seg: int64 ``[H, W]``, 0..C.
-        token_similarity: Mean pairwise |cosine| of its final patch tokens.
-    """
-
-    cam: Tensor
-    aux_cam: Tensor
-    seg: Tensor
-    token_similarity: float
+    confusion: Tensor
 
 
 def confusion_counts(prediction: Tensor, truth: Tensor, num_labels: int) -> Tensor:
@@ -91,7 +110,7 @@ def confusion_counts(prediction: Tensor, truth: Tensor, num_labels: int) -> Tens
         int64 ``[num_labels, num_labels]``, rows truth, columns prediction.
     """
     return multiclass_confusion_matrix(
-        prediction.flatten(), truth.flatten().long(), num_labels, ignore_index=IGNORE_INDEX, validate_args=False
+        prediction.flatten().long(), truth.flatten().long(), num_labels, ignore_index=IGNORE_INDEX, validate_args=False
     )
 
 
@@ -107,38 +126,37 @@ def mean_iou(counts: Tensor) -> float:
     return float(per_class_iou(counts).nanmean())
 
 
-def mean_token_similarity(patch_tokens: Tensor) -> Tensor:
-    """Return the mean |cosine| over pairs of different tokens: ``[B, D, h, w]`` -> ``[B]``."""
-    tokens = F.normalize(patch_tokens.flatten(2).float(), dim=1)
-    similarity = (tokens.transpose(1, 2) @ tokens).abs()
-    num_tokens = similarity.shape[-1]
-    itself = similarity.diagonal(dim1=1, dim2=2).sum(dim=1)
-    return (similarity.sum(dim=(1, 2)) - itself) / (num_tokens * (num_tokens - 1))
+def mask_scores(counts: Tensor, boundary: Tensor) -> Scores:
+    """Return the scores of confusion counts ``[L, L]`` and boundary counts ``[L + 1, L + 1]``."""
+    boundary_iou = per_class_iou(boundary)[:-1]
+    return Scores(
+        iou=tuple(per_class_iou(counts).tolist()),
+        mean_iou=mean_iou(counts),
+        pixel_accuracy=float(counts.diagonal().sum() / counts.sum()),
+        boundary_iou=tuple(boundary_iou.tolist()),
+        mean_boundary_iou=float(boundary_iou.nanmean()),
+    )
 
 
-@torch.no_grad()
-def predict(model: ToCo, samples: Sequence[Sample], scales: Sequence[float], batch_size: int) -> Iterator[Prediction]:
-    """Yield the prediction of each sample in order, from the picture resized to the network's square.
+def class_scores(probabilities: Tensor, tags: Tensor) -> ClassScores:
+    """Return F1 and average precision of a class head.
 
-    Raises:
-        DataError: A picture cannot be read.
+    Args:
+        probabilities: float ``[N, C]`` in [0, 1].
+        tags: Which classes each image holds, multi-hot ``[N, C]``.
     """
-    config, device = model.config, next(model.parameters()).device
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (config.mean, config.std))
-    for start in range(0, len(samples), batch_size):
-        pictures = [read_image(sample.image) for sample in samples[start : start + batch_size]]
-        square = [p.resize((config.image_size, config.image_size), resample=2) for p in pictures]
-        pixels = torch.from_numpy(np.stack([np.asarray(p) for p in square])).to(device)
-        images = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        output = model(images)
-        cams, aux_cams = multi_scale_cam(model, images, scales, scale_one=(output.cam, output.aux_cam))
-        similarity = mean_token_similarity(output.patch_tokens).tolist()
-        for index, picture in enumerate(pictures):
-            cam, aux_cam, logits = (
-                F.interpolate(m[index : index + 1], size=picture.size[::-1], mode="bilinear", align_corners=False)[0]
-                for m in (cams, aux_cams, output.seg_logits)
-            )
-            yield Prediction(cam, aux_cam, logits.argmax(dim=0), similarity[index])
+    tagged = tags.bool().any(dim=0)
+    f1, precision = torch.full((2, len(tagged)), torch.nan)
+    if tagged.any():
+        arguments = probabilities[:, tagged], tags[:, tagged].long(), int(tagged.sum())
+        f1[tagged] = multilabel_f1_score(*arguments, average=None, validate_args=False)
+        precision[tagged] = multilabel_average_precision(*arguments, average=None, validate_args=False)
+    return ClassScores(
+        f1=tuple(f1.tolist()),
+        mean_f1=float(f1.nanmean()),
+        average_precision=tuple(precision.tolist()),
+        mean_average_precision=float(precision.nanmean()),
+    )
 
 
 def evaluate(
@@ -147,53 +165,83 @@ def evaluate(
     *,
     scales: Sequence[float],
     background_threshold: float,
+    segment: SegmentConfig = SegmentConfig(),  # noqa: B008  (frozen)
+    crf: bool = False,
     batch_size: int = 4,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Score a network on the samples that have a mask.
+    """Score a network on the samples that have a mask; several processes share them out, and each has the result.
 
     Args:
         model: The network; it is put in evaluation mode and left in the mode that it was in.
         samples: Images with masks; those without are left out.
         scales: Scales of the CAM.
         background_threshold: Threshold of the CAM's label.
+        segment: Scales of the segmentation.
+        crf: Refine all three masks by a dense CRF.
         batch_size: Images a batch.
-        progress: Called with the images done and their number.
+        progress: Called with the images that this process has done and has to do.
 
     Raises:
-        DataError: No sample has a mask, or a picture or mask cannot be read or holds an unknown label.
+        DataError: No sample has a mask, or a picture or mask cannot be read, is of another size or holds an unknown
+            label.
+        ConfigError: ``crf`` without the extra.
     """
     samples = with_masks(samples)
     if not samples:
         raise DataError("no image to evaluate has a mask; evaluation needs masks, training does not")
-    num_labels = model.num_classes + 1
-    counts = torch.zeros(3, num_labels, num_labels, dtype=torch.int64)
-    similarity = 0.0
+    own, num_labels = shard(samples), model.num_classes + 1
+    confusion = torch.zeros(3, num_labels, num_labels, dtype=torch.int64)
+    boundary = torch.zeros(3, num_labels + 1, num_labels + 1, dtype=torch.int64)
+    similarity = torch.zeros((), dtype=torch.float64)
+    probabilities: list[Tensor] = []
     was_training = model.training
     model.eval()
     try:
-        for done, (sample, prediction) in enumerate(
-            zip(samples, predict(model, samples, scales, batch_size), strict=True), start=1
-        ):
-            truth = _checked_mask(sample, num_labels)
-            known = torch.from_numpy(image_labels(sample, model.num_classes))[None].to(prediction.cam.device)
+        for sample, prediction in zip(own, predict(model, own, scales, batch_size, segment), strict=True):
+            truth = _checked_mask(sample, prediction, num_labels)
             masks = (
-                label_from_cam(prediction.cam[None], known, background_threshold)[0],
-                label_from_cam(prediction.aux_cam[None], known, background_threshold)[0],
-                prediction.seg,
+                prediction.cam_mask(prediction.cam, background_threshold, crf=crf),
+                prediction.cam_mask(prediction.aux_cam, background_threshold, crf=crf),
+                prediction.seg_mask(crf=crf),
             )
-            counts += torch.stack([confusion_counts(mask.cpu(), truth, num_labels) for mask in masks])
+            confusion += torch.stack([confusion_counts(mask, truth, num_labels) for mask in masks])
+            boundary += torch.stack([boundary_counts(mask, truth, num_labels) for mask in masks])
             similarity += prediction.token_similarity
-            progress(done, len(samples))
+            probabilities.append(torch.stack([prediction.class_scores, prediction.aux_class_scores]).cpu())
+            progress(len(probabilities), len(own))
     finally:
         model.train(was_training)
-    cam, aux_cam, seg = (Scores(tuple(per_class_iou(c).tolist()), mean_iou(c)) for c in counts)
-    return Evaluation(cam, aux_cam, seg, similarity / len(samples), len(samples))
+    confusion, boundary = global_sum(confusion), global_sum(boundary)
+    cam, aux_cam, seg = map(mask_scores, confusion, boundary)
+    tags = torch.from_numpy(np.stack([image_labels(sample, model.num_classes) for sample in samples]))
+    cls, aux_cls = (class_scores(head, tags) for head in torch.stack(gathered(probabilities), dim=1))
+    mean_similarity = float(global_sum(similarity)) / len(samples)
+    return Evaluation(cam, aux_cam, seg, cls, aux_cls, mean_similarity, len(samples), confusion)
 
 
-def _checked_mask(sample: Sample, num_labels: int) -> Tensor:
-    """Return the ground truth, uint8 ``[H, W]``, if its labels are known."""
+def evaluation_numbers(evaluation: Evaluation) -> dict[str, object]:
+    """Return an evaluation, but for the confusion, as plain numbers for JSON, with None for one that does not exist."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {key: plain(value) for key, value in asdict(evaluation).items() if key != "confusion"}
+
+
+def _checked_mask(sample: Sample, prediction: Prediction, num_labels: int) -> Tensor:
+    """Return the ground truth, uint8 ``[H, W]``, if it fits the picture and its labels are known."""
     truth = read_mask(sample)
+    if truth.shape != prediction.size:
+        (height, width), (rows, columns) = prediction.size, truth.shape
+        raise DataError(
+            f"mask {sample.mask} is {columns}x{rows} px, but its image {sample.image} is {width}x{height} px upright; "
+            "put the right mask there"
+        )
     wrong = truth[(truth >= num_labels) & (truth != IGNORE_INDEX)]
     if wrong.size:
         raise DataError(

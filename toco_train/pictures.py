@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 
 from toco.files import atomic_path
 from toco.palette import IGNORE_INDEX, UInt8Array, colour_mask, overlay, voc_palette
-from toco_train.data.source import Sample, read_image, read_mask
-from toco_train.evaluation import Prediction
+from toco_train.data.source import Sample, read_mask
+from toco_train.prediction import Prediction, resized
 
 Row = Sequence[UInt8Array]
 
@@ -32,13 +32,12 @@ def prediction_row(sample: Sample, prediction: Prediction) -> list[UInt8Array]:
 
     The maps show the strongest of the classes that the image is tagged with; the truth is left out where there is none.
     """
-    image = np.asarray(read_image(sample.image))
-    tagged = [label - 1 for label in sample.labels]
+    image = np.asarray(prediction.picture)
     row = [image]
     for cam in (prediction.aux_cam, prediction.cam):
-        strength = cam[tagged].amax(dim=0) if tagged else cam[0] * 0
-        row.append(heat(image, strength.cpu().numpy()))
-    row.append(overlay(image, prediction.seg.to("cpu").numpy().astype(np.uint8)))
+        strongest = cam.amax(dim=0, keepdim=True) if sample.labels else cam.new_zeros(1, *cam.shape[1:])
+        row.append(heat(image, resized(strongest, prediction.size)[0].cpu().numpy()))
+    row.append(overlay(image, prediction.seg_mask().numpy()))
     if sample.mask is not None:
         truth = read_mask(sample)
         shown = overlay(image, truth)
