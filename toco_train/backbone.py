@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -13,6 +17,10 @@ from torch.nn import functional as F
 
 from toco.config import FrozenModel, nearest
 from toco.errors import ConfigError, ImageSizeError
+from toco_train.weights import load_backbone_weights
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_TIMEOUT_S = 5.0
 
 
 class ViTSpec(FrozenModel):
@@ -95,15 +103,25 @@ class Backbone(nn.Module):
         return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-def build_backbone(backbone: str | ViTSpec, *, pretrained: bool, aux_block: int) -> Backbone:
-    """Build a backbone from a timm name, with timm's weights if ``pretrained``, or from a specification.
+def build_backbone(
+    backbone: str | ViTSpec, *, pretrained: bool, weights: str | None = None, aux_block: int
+) -> Backbone:
+    """Build a backbone from a timm name or from a specification.
+
+    Args:
+        backbone: A timm name, or the numbers of a small ViT.
+        pretrained: Whether to start from timm's weights, downloaded once.
+        weights: File with weights to start from instead (safetensors or a timm state dict): nothing is downloaded.
+        aux_block: Block whose output gives the auxiliary tokens.
 
     Raises:
         ConfigError: timm does not know the name, the model is not a plain ViT with a class token, its weights could
             not be downloaded, or a specification cannot be pretrained.
+        RunError: The file of weights cannot be read or does not fit the backbone.
     """
+    download = pretrained and weights is None
     if isinstance(backbone, ViTSpec):
-        if pretrained:
+        if download:
             raise ConfigError("a backbone given by its numbers has no pretrained weights; name a timm model instead")
         vit = VisionTransformer(
             img_size=backbone.image_size,
@@ -114,26 +132,52 @@ def build_backbone(backbone: str | ViTSpec, *, pretrained: bool, aux_block: int)
             num_classes=0,
         )
     else:
-        vit = _create_timm_model(backbone, pretrained=pretrained)
+        vit = _create_timm_model(backbone, download=download)
     if not -len(vit.blocks) <= aux_block < len(vit.blocks):
         raise ConfigError(f"aux_block {aux_block} does not exist: the backbone has {len(vit.blocks)} blocks")
+    if weights is not None:
+        load_backbone_weights(vit, Path(weights).expanduser())
     return Backbone(vit, aux_block)
 
 
-def _create_timm_model(name: str, *, pretrained: bool) -> VisionTransformer:
+def _create_timm_model(name: str, *, download: bool) -> VisionTransformer:
     """Create a plain ViT by its timm name."""
-    if not timm.is_model(name):
-        known = timm.list_models("*vit*") + timm.list_models("deit*")
-        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{nearest(name.partition('.')[0], known)}")
+    _check_name(name)
     try:
-        vit = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        if download:
+            _check_hub(name)
+        vit = timm.create_model(name, pretrained=download, num_classes=0)
     except Exception as error:  # timm and the hub raise many kinds for "cannot download"
-        if not pretrained:
+        if not download:
             raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigError(
-            f"cannot get the pretrained weights of {name!r} ({type(error).__name__}): connect to the network once, "
-            "or train from random weights with --no-pretrained"
+            f"cannot get the pretrained weights of {name!r} ({reason}): connect to the network once, give a file with "
+            "--weights FILE, or start from random weights with --no-pretrained"
         ) from error
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.num_prefix_tokens != 1:
         raise ConfigError(f"{name!r} is not a plain ViT with one class token; try vit_base_patch16_224")
     return vit
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that timm does not know, or a tag of weights that it does not have, with the nearest."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = timm.list_models("*vit*") + timm.list_models("deit*")
+        raise ConfigError(f"timm {timm.__version__} has no model {architecture!r}{nearest(architecture, known)}")
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
+        raise ConfigError(
+            f"timm {timm.__version__} has no weights {tag!r} of {architecture}{nearest(name, known)}; "
+            f"it has {', '.join(sorted(each.partition('.')[2] for each in known)) or 'none'}"
+        )
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once for weights that are not in its cache: by themselves, its retries take a minute to fail."""
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    if repository is None or any(isinstance(try_to_load_from_cache(repository, file), str) for file in HUB_FILES):
+        return
+    with contextlib.suppress(HfHubHTTPError):  # it answered: what it has is for the download to find out
+        get_hf_file_metadata(hf_hub_url(repository, HUB_FILES[0]), timeout=HUB_TIMEOUT_S)

@@ -18,12 +18,24 @@ from toco.config import FrozenModel, parse_config, read_yaml
 from toco.errors import RunError
 from toco_train.backbone import Tokens, ViTSpec, build_backbone
 from toco_train.heads import LargeFOV, ProjectionHead
+from toco_train.weights import describe_misfit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
+
+_PUBLISHED_IMAGENET_HEAD = "encoder.head."
+_PUBLISHED_PREFIXES = {
+    "backbone.vit.": "encoder.",
+    "teacher_projection.": "proj_head_t.",
+    "projection.": "proj_head.",
+}
+_PUBLISHED_WEIGHT_NORM = {
+    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
+    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
+}
 
 
 class ModelConfig(FrozenModel):
@@ -33,6 +45,9 @@ class ModelConfig(FrozenModel):
         "vit_base_patch16_224.orig_in21k_ft_in1k", description="A timm name, or the numbers of a small ViT."
     )
     pretrained: bool = Field(True, description="Start from timm's weights (downloaded once).")
+    weights: str | None = Field(
+        None, description="File of backbone weights to start from, not timm's: safetensors or a timm state dict."
+    )
     aux_block: int = Field(-3, description="Block whose output feeds the auxiliary head; negative counts from the end.")
     freeze_position_embedding: bool = Field(True, description="Keep the position embedding as it came.")
     decoder_channels: int = Field(512, gt=0, description="Channels of the segmentation decoder.")
@@ -44,7 +59,7 @@ class ModelConfig(FrozenModel):
 
     @model_validator(mode="after")
     def _no_weights_for_a_specification(self) -> ModelConfig:
-        if self.pretrained and isinstance(self.backbone, ViTSpec):
+        if self.pretrained and self.weights is None and isinstance(self.backbone, ViTSpec):
             raise ValueError("a backbone given by its numbers cannot be pretrained: set pretrained: false")
         return self
 
@@ -80,6 +95,7 @@ class ToCo(nn.Module):
 
     Raises:
         ConfigError: The backbone cannot be built, or its pretrained weights cannot be had.
+        RunError: ``config.weights`` cannot be read or does not fit the backbone.
         ValueError: ``config.classes`` is empty.
 
     Source: ToCo (CVPR 2023), section 3; METHOD.md, network.
@@ -91,7 +107,9 @@ class ToCo(nn.Module):
             raise ValueError("ModelConfig.classes is empty: a network needs the names of its foreground classes")
         self.config = config
         self.num_classes = len(config.classes)
-        self.backbone = build_backbone(config.backbone, pretrained=config.pretrained, aux_block=config.aux_block)
+        self.backbone = build_backbone(
+            config.backbone, pretrained=config.pretrained, weights=config.weights, aux_block=config.aux_block
+        )
         width = self.backbone.width
         self.classifier = nn.Conv2d(width, self.num_classes, 1, bias=False)
         self.aux_classifier = nn.Conv2d(width, self.num_classes, 1, bias=False)
@@ -156,39 +174,26 @@ def load_published_weights(model: ToCo, state_dict: Mapping[str, Tensor]) -> Non
     Raises:
         RunError: A key is missing, left over, or has another shape; the model is left as it was.
     """
-    ours: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        name = key.removeprefix("module.")
-        if not name.startswith("encoder.head."):
-            ours[_our_name(name)] = value
+    found = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    found = {key: value for key, value in found.items() if not key.startswith(_PUBLISHED_IMAGENET_HEAD)}
     own = model.state_dict()
-    missing, extra = sorted(own.keys() - ours.keys()), sorted(ours.keys() - own.keys())
-    shapes = [f"{k} {tuple(ours[k].shape)}, expected {tuple(own[k].shape)}"
-              for k in own.keys() & ours.keys() if ours[k].shape != own[k].shape]  # fmt: skip
-    if missing or extra or shapes:
-        found = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                 for what, names in (("missing", missing), ("left over", extra), ("of another shape", sorted(shapes)))
-                 if names]  # fmt: skip
+    if misfit := describe_misfit({_published_name(name): value for name, value in own.items()}, found):
         raise RunError(
-            f"the published checkpoint does not fit this network: {'; '.join(found)}; "
+            f"the published checkpoint does not fit this network: {misfit}; "
             "build the network with the backbone and the number of classes that it was trained with"
         )
-    model.load_state_dict(ours)
+    model.load_state_dict({name: found[_published_name(name)] for name in own})
 
 
-def _our_name(published: str) -> str:
-    """Translate one published key to ours."""
-    for theirs, ours in (
-        ("encoder.", "backbone.vit."),
-        ("proj_head_t.", "teacher_projection."),
-        ("proj_head.", "projection."),
-    ):
-        if published.startswith(theirs):
-            published = ours + published.removeprefix(theirs)
+def _published_name(ours: str) -> str:
+    """Translate one of our keys to the published one."""
+    for own, theirs in _PUBLISHED_PREFIXES.items():
+        if ours.startswith(own):
+            ours = theirs + ours.removeprefix(own)
             break
-    return published.replace("last_layer.weight_g", "last_layer.parametrizations.weight.original0").replace(
-        "last_layer.weight_v", "last_layer.parametrizations.weight.original1"
-    )
+    for own, theirs in _PUBLISHED_WEIGHT_NORM.items():
+        ours = ours.replace(own, theirs)
+    return ours
 
 
 def load_run(folder: str | Path) -> ToCo:
@@ -209,7 +214,7 @@ def load_run(folder: str | Path) -> ToCo:
             )
     values = read_yaml(folder / CONFIG_FILE).get("model", {})
     config = parse_config(ModelConfig, values, f"'model' in {folder / CONFIG_FILE}")
-    model = ToCo(config.model_copy(update={"pretrained": False}))
+    model = ToCo(config.model_copy(update={"pretrained": False, "weights": None}))
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (SafetensorError, RuntimeError) as error:

@@ -11,46 +11,68 @@ from toco_train.config import TrainConfig, load_config, preset_names
 
 
 def test_the_presets_are_these():
-    assert preset_names() == ["demo", "voc-deit-b", "voc-vit-b"]
+    assert preset_names() == ["coco-deit-b", "coco-vit-b", "demo", "voc-deit-b", "voc-vit-b"]
+
+
+VIT_B, DEIT_B = "vit_base_patch16_224.orig_in21k_ft_in1k", "deit_base_patch16_224.fb_in1k"
+RECIPES = {  # what differs: backbone, steps, batch, low / background / high, temperature
+    "voc-vit-b": (VIT_B, 20_000, 4, (0.25, 0.5, 0.7), 0.5),
+    "voc-deit-b": (DEIT_B, 20_000, 4, (0.25, 0.5, 0.7), 0.5),
+    "coco-vit-b": (VIT_B, 80_000, 8, (0.25, 0.45, 0.65), 1.0),
+    "coco-deit-b": (DEIT_B, 80_000, 8, (0.25, 0.45, 0.65), 1.0),
+}
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_the_presets_are_the_published_recipes(preset):
+    config = load_config(preset, None, {})
+    cam, contrast, optimizer = config.cam, config.contrast, config.optimizer
+    found = (config.model.backbone, config.steps, config.batch_size, (cam.low, cam.background, cam.high),
+             contrast.temperature)  # fmt: skip
+    assert found == RECIPES[preset]
+    assert (config.model.pretrained, config.model.freeze_position_embedding, config.model.aux_block) == (True, True, -3)
+    assert (config.model.mean, config.model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (config.model.decoder_channels, config.model.decoder_dilation) == (512, 5)
+    assert (config.model.image_size, contrast.local_crop_size) == (448, 96)
+    assert (optimizer.lr, optimizer.head_lr_factor, optimizer.weight_decay) == (6e-5, 10, 0.01)
+    assert (optimizer.betas, optimizer.warmup_steps, optimizer.warmup_ratio) == ((0.9, 0.999), 1500, 1e-6)
+    assert optimizer.power == 0.9
+    assert cam.scales == (1.0, 0.5, 1.5)
+    assert (contrast.momentum, contrast.num_local_crops, contrast.negative_ratio) == (0.9, 8, 0.2)
+    assert config.weights.model_dump() == {"cls": 1, "aux_cls": 1, "ptc": 0.2, "ctc": 0.5, "seg": 0.1, "reg": 0.05}
+    regularization = config.regularization
+    assert (regularization.sigma_rgb, regularization.sigma_xy, regularization.scale) == (15, 100, 1e-7)
+    augmentation = config.augmentation
+    assert (augmentation.fit_to_crop, augmentation.rescale, augmentation.flip) == (False, (0.5, 2.0), 0.5)
+    assert (augmentation.jitter, augmentation.jitter_probability) == ((0.4, 0.4, 0.2, 0.1), 0.8)
+    assert (augmentation.blur_view1, augmentation.blur_view2, augmentation.blur_local) == (1.0, 0.1, 0.5)
+    assert (augmentation.grey, augmentation.solarize_view2, augmentation.blur_sigma) == (0.2, 0.2, (0.1, 2.0))
+    assert augmentation.second_view_area == (0.4, 1.0)
+
+
+CONTRASTS, ALL, CLS_ONLY, SEGMENTATION = {"ptc", "ctc"}, {"ptc", "ctc", "seg", "reg"}, set(), {"seg", "reg"}
 
 
 @pytest.mark.parametrize(
-    ("preset", "backbone"),
+    ("data", "step", "losses", "pseudo_label"),
     [
-        ("voc-vit-b", "vit_base_patch16_224.orig_in21k_ft_in1k"),
-        ("voc-deit-b", "deit_base_patch16_224.fb_in1k"),
+        ("voc", 0, CONTRASTS, "cam"),
+        ("voc", 1_999, CONTRASTS, "cam"),
+        ("voc", 2_000, ALL, "cam"),
+        ("voc", 19_999, ALL, "cam"),
+        ("coco", 0, CLS_ONLY, "cam"),
+        ("coco", 7_999, CLS_ONLY, "cam"),
+        ("coco", 8_000, SEGMENTATION, "aux_cam"),
+        ("coco", 11_999, SEGMENTATION, "aux_cam"),
+        ("coco", 12_000, ALL, "cam"),
+        ("coco", 79_999, ALL, "cam"),
     ],
 )
-def test_the_voc_presets_are_the_published_recipe(preset, backbone):
-    config = load_config(preset, None, {})
-    assert config.model.backbone == backbone
-    assert config.model.pretrained
-    assert config.model.freeze_position_embedding
-    assert (config.model.image_size, config.contrast.local_crop_size, config.batch_size) == (448, 96, 4)
-    optimizer = config.optimizer
-    assert (optimizer.lr, optimizer.head_lr_factor, optimizer.weight_decay) == (6e-5, 10, 0.01)
-    assert (optimizer.betas, optimizer.warmup_steps, optimizer.warmup_ratio) == ((0.9, 0.999), 1500, 1e-6)
-    assert (config.steps, optimizer.power) == (20_000, 0.9)
-    assert (config.cam.low, config.cam.background, config.cam.high) == (0.25, 0.5, 0.7)
-    assert config.cam.scales == (1.0, 0.5, 1.5)
-    assert (config.contrast.temperature, config.contrast.momentum, config.contrast.num_local_crops) == (0.5, 0.9, 8)
-    assert config.weights.model_dump() == {"cls": 1, "aux_cls": 1, "ptc": 0.2, "ctc": 0.5, "seg": 0.1, "reg": 0.05}
-    assert (config.regularization.sigma_rgb, config.regularization.sigma_xy) == (15, 100)
-    augmentation = config.augmentation
-    assert (augmentation.rescale, augmentation.jitter, augmentation.jitter_probability) == (
-        (0.5, 2.0),
-        (0.4, 0.4, 0.2, 0.1),
-        0.8,
-    )
-    assert (augmentation.blur_view1, augmentation.blur_view2, augmentation.blur_local) == (1.0, 0.1, 0.5)
-    assert (augmentation.grey, augmentation.solarize_view2, augmentation.blur_sigma) == (0.2, 0.2, (0.1, 2.0))
-
-
-def test_segmentation_joins_after_two_thousand_steps():
-    config = load_config("voc-vit-b", None, {})
-    before, after = config.phase_at(1999), config.phase_at(2000)
-    assert (before.ptc, before.ctc, before.seg, before.reg) == (True, True, False, False)
-    assert (after.ptc, after.ctc, after.seg, after.reg) == (True, True, True, True)
+@pytest.mark.parametrize("backbone", ["vit-b", "deit-b"])
+def test_losses_join_at_the_published_steps(backbone, data, step, losses, pseudo_label):
+    phase = load_config(f"{data}-{backbone}", None, {}).phase_at(step)
+    assert {name for name in ALL if getattr(phase, name)} == losses
+    assert phase.pseudo_label == pseudo_label
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path):

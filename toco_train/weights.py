@@ -1,0 +1,94 @@
+"""Weights that come from a file: read without running anything in it, compared key by key, fitted to a backbone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import timm.models
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from toco.errors import RunError
+
+MAX_LISTED = 10
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint: safetensors, or what ``torch.save`` wrote.
+
+    A pickle is read with ``weights_only=True``: tensors and plain values, never code. A state dict that is wrapped in
+    ``state_dict``, ``model`` or their EMA forms is taken out, and the prefixes of data-parallel training and of
+    compilation are taken off, as timm does.
+
+    Raises:
+        RunError: The file is missing, is no checkpoint, holds code, or holds something else than tensors.
+    """
+    if not path.is_file():
+        raise RunError(f"weights {path} do not exist; give a safetensors file or a PyTorch state dict (.pth)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's thoughts on the protocol of a pickle
+            state: dict[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
+        wrong = next((f"{key!r} is {type(value).__name__}" for key, value in state.items()
+                      if not isinstance(value, Tensor)), None if state else "it is empty")  # fmt: skip
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only=True blocked" in reason:
+            reason = "it is damaged or holds other things than tensors; nothing in it was run"
+        raise RunError(
+            f"weights {path} cannot be read ({reason[:300]}); give a safetensors file or a PyTorch state dict (.pth)"
+        ) from error
+    if wrong is not None:
+        raise RunError(f"weights {path} are not a state dict ({wrong}); expected parameter names and tensors")
+    return state
+
+
+def describe_misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Say which keys are missing, left over or of another shape; an empty string if the two fit exactly."""
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "left over": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{key} {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in sorted(expected.keys() & found.keys())
+            if expected[key].shape != found[key].shape
+        ],
+    }
+    return "; ".join(f"{len(keys)} {what} ({_listed(keys)})" for what, keys in problems.items() if keys)
+
+
+def load_backbone_weights(vit: VisionTransformer, path: Path) -> None:
+    """Load the weights of a backbone from a file, in place of a download.
+
+    The classification head is left out, and a position embedding made for another grid is resized as timm does.
+
+    Args:
+        vit: The backbone, without a head.
+        path: Safetensors or a timm state dict.
+
+    Raises:
+        RunError: The file cannot be read, or a key is missing, left over or of another shape; all are listed, and the
+            backbone is left as it was.
+    """
+    state = read_state_dict(path)
+    try:
+        state = checkpoint_filter_fn(state, vit)
+    except (KeyError, IndexError, RuntimeError, ValueError, AssertionError) as error:  # shapes that it did not expect
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RunError(
+            f"weights {path} cannot be fitted to the backbone ({reason}); give those of its model"
+        ) from error
+    state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    if misfit := describe_misfit(vit.state_dict(), state):
+        raise RunError(
+            f"weights {path} do not fit the backbone: {misfit}; give the weights of the model that model.backbone names"
+        )
+    vit.load_state_dict(state)
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    more = f", and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
+    return ", ".join(keys[:MAX_LISTED]) + more
