@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from toco.config import FrozenModel, nearest, parse_config, read_yaml
 from toco.errors import ConfigError
+from toco_train.checkpoint import CheckpointConfig
 from toco_train.data.augment import AugmentationConfig
 from toco_train.data.opening import DataConfig
 from toco_train.evaluation import EvaluationConfig
@@ -25,6 +26,7 @@ class TrainConfig(FrozenModel):
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
     steps: int = Field(20_000, gt=0, description="Optimiser steps.")
     batch_size: int = Field(4, gt=0, description="Images a step.")
+    gradient_accumulation: int = Field(1, gt=0, description="Parts that a step's images are computed in.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the matrix products.")
     log_every: int = Field(10, gt=0, description="Steps between two lines of metrics.")
     data: DataConfig = DataConfig()
@@ -39,6 +41,7 @@ class TrainConfig(FrozenModel):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @field_validator("phases")
     @classmethod
@@ -72,24 +75,27 @@ def preset_names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def load_config(preset: str | None, file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+def load_config(
+    preset: str | None, file: Path | None, flags: Mapping[str, Any], *, resumed: Path | None = None
+) -> TrainConfig:
     """Make a configuration: flags beat the file, the file beats the preset, the preset beats the defaults.
 
     Args:
         preset: Name of a preset.
         file: A YAML file with any part of a configuration.
         flags: Dotted names to values, such as ``{"optimizer.lr": 1e-4}``.
+        resumed: The configuration of a run, which then stands in the place of the defaults.
 
     Raises:
         ConfigError: The preset is unknown, the file cannot be read, or a key or value is not valid.
     """
-    values: dict[str, Any] = {}
+    values = {} if resumed is None else read_yaml(resumed)
     if preset is not None:
         if preset not in preset_names():
             known = preset_names()
             raise ConfigError(f"unknown preset {preset!r}{nearest(preset, known)}; the presets are {', '.join(known)}")
         with resources.as_file(resources.files("toco_train") / "presets" / f"{preset}.yaml") as path:
-            values = read_yaml(path)
+            _merge(values, read_yaml(path))
     if file is not None:
         _merge(values, read_yaml(file))
     for name, value in flags.items():

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import os
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from toco.errors import TrainingError
+from toco.errors import ConfigError, DataError
+from toco_train.checkpoint import Learner, Progress
 from toco_train.config import TrainConfig
 from toco_train.data.augment import Augmentation
-from toco_train.data.loading import training_batches
+from toco_train.data.loading import Batch, training_batches
 from toco_train.data.opening import open_source
-from toco_train.data.source import DataSource, Sample, with_masks
-from toco_train.evaluation import Evaluation, evaluate, predict
+from toco_train.data.source import DataSource
+from toco_train.distributed import rank, world_size
+from toco_train.evaluation import Evaluation
+from toco_train.finite import measure, refuse_what_is_not_finite
 from toco_train.model import ToCo
 from toco_train.optimization import build_optimizer, build_schedule
-from toco_train.pictures import PREDICTION_TITLES, prediction_row, save_grid
 from toco_train.run_folder import RunFolder
+from toco_train.signals import StopSignals
 from toco_train.step import Losses, TokenContrast
+from toco_train.validation import spread, validate
+
+__all__ = ["Watcher", "spread", "train"]
 
 log = logging.getLogger(__name__)
-
-_SAMPLE_ROWS = 6
 
 
 class Watcher(Protocol):
     """Who is told how a run goes: the command shows it, a test may ignore it."""
 
-    def started(self, source: DataSource, device: torch.device) -> None:
-        """Training is about to begin."""
+    def started(self, source: DataSource, device: torch.device, progress: Progress) -> None:
+        """Training is about to begin, or to go on."""
 
     def stepped(self, step: int, losses: dict[str, float] | None) -> None:
         """A step is done; its losses come every ``log_every`` steps."""
@@ -48,125 +54,201 @@ class Watcher(Protocol):
         """An evaluation is done."""
 
 
-def train(config: TrainConfig, run: RunFolder, watcher: Watcher) -> ToCo:
-    """Train a network as the configuration says and leave it in the run folder.
+def train(config: TrainConfig, run: RunFolder, watcher: Watcher, stop: StopSignals) -> Progress:
+    """Train a network as the configuration says, from the run folder's last checkpoint on, and leave it there.
 
     Training reads images and image-level labels; masks are opened by the evaluations alone, and only if they exist.
+    Under ``torchrun`` every process calls this; together they make the steps that one alone would make.
+
+    Args:
+        config: The configuration; that of the run if one is resumed.
+        run: Where everything goes.
+        watcher: Is told how it goes.
+        stop: Entered for as long as there is something to save; asks for a stop at the end of a step.
 
     Returns:
-        The trained network, on the training device.
+        How far the run came; it is finished if ``evaluated`` is ``config.steps``, else a stop was asked for.
 
     Raises:
         DataError: The data set or an image cannot be used.
-        ConfigError: The backbone cannot be built.
-        TrainingError: A loss is not finite.
+        ConfigError: The backbone cannot be built, or the precision is not to be had.
+        RunError: The checkpoint cannot be resumed, or the run folder cannot be written.
+        TrainingError: A loss or gradient is not finite.
     """
     set_seed(config.seed)
-    AcceleratorState._reset_state()  # else a second run of this process keeps the precision of the first
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    source = open_source(config.data, seed=config.seed)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"classes": source.classes})})
-    model = ToCo(config.model)
-    objective = TokenContrast(
-        model,
-        cam=config.cam,
-        contrast=config.contrast,
-        regularization=config.regularization,
-        weights=config.weights,
-    )
-    optimizer = build_optimizer(model, config.optimizer)
-    schedule = build_schedule(optimizer, config.optimizer, config.steps)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    batches = training_batches(
-        source,
-        Augmentation(config.augmentation, config.model.image_size),
-        batch_size=config.batch_size,
-        num_workers=config.data.num_workers,
-        seed=config.seed,
-    )
-    run.save_config(config)
-    log.info("training on %s: %d images, classes %s", source.path, len(source.train), ", ".join(source.classes))
-    watcher.started(source, accelerator.device)
-
-    objective.train()
-    began = time.perf_counter()
-    for step, batch in zip(range(1, config.steps + 1), batches, strict=False):
-        with accelerator.autocast():
-            losses: Losses = objective(batch.to(accelerator.device), config.phase_at(step - 1))
-        accelerator.backward(losses.total)
-        due = step % config.log_every == 0 or step in (1, config.steps)
-        numbers = _finite_numbers(losses, step, batch.names) if due else None
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        model.update_teacher(config.contrast.momentum)
-        if numbers is not None:
-            rate = optimizer.param_groups[0]["lr"]
-            run.append_metrics({"step": step, "lr": rate, "seconds": time.perf_counter() - began, "losses": numbers})
-        schedule.step()
-        watcher.stepped(step, numbers)
-        if step % config.evaluation.every == 0 or step == config.steps:
-            run.save_weights(model)
-            _evaluate(model, source, step, config=config, run=run, watcher=watcher)
-    return model
+    training = _Training(config, run, watcher, stop)
+    progress = training.run()
+    training.accelerator.end_training()
+    return progress
 
 
-def _finite_numbers(losses: Losses, step: int, names: tuple[str, ...]) -> dict[str, float]:
-    """Bring the losses to the host, and stop before the weights are touched if one is not finite."""
-    values = torch.stack([losses.total.detach(), *losses.parts.values()]).tolist()
-    numbers = dict(zip(("total", *losses.parts), values, strict=True))
-    if not all(math.isfinite(value) for value in values):
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        raise TrainingError(
-            f"a loss is not finite at step {step} ({shown}; images {', '.join(names)}); the weights of the last "
-            "evaluation are kept: lower optimizer.lr or look at these images"
+class _Training:
+    """A run in progress."""
+
+    def __init__(self, config: TrainConfig, run: RunFolder, watcher: Watcher, stop: StopSignals) -> None:
+        self.accelerator = accelerator = _accelerator(config)
+        self._source = source = open_source(config.data, seed=config.seed)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"classes": source.classes})})
+        self._config, self._run, self._watcher, self._stop = config, run, watcher, stop
+        checkpoint = run.last_checkpoint()
+        self._model = _network(config, resumed=checkpoint is not None).to(accelerator.device)
+        objective = TokenContrast(
+            self._model,
+            cam=config.cam,
+            contrast=config.contrast,
+            regularization=config.regularization,
+            weights=config.weights,
         )
-    return numbers
+        optimizer = build_optimizer(self._model, config.optimizer)
+        self._schedule = build_schedule(optimizer, config.optimizer, config.steps)
+        self._objective, self._optimizer = accelerator.prepare(objective, optimizer)
+        self._learner = Learner(self._model, self._optimizer, self._schedule, accelerator.scaler)
+        self._progress = self._saved = Progress()
+        if checkpoint is not None:
+            self._progress = self._saved = self._learner.restore(checkpoint, config.model_dump(mode="json"), source)
+        self._batches = training_batches(
+            source,
+            Augmentation(config.augmentation, config.model.image_size),
+            batch_size=config.batch_size,
+            num_workers=config.data.num_workers,
+            seed=config.seed,
+            start_step=self._progress.step,
+            num_micro_batches=config.gradient_accumulation,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        run.start(config, self._progress)
+        self._began = time.perf_counter() - self._progress.seconds
+
+    def run(self) -> Progress:
+        """Train to the last step, or until a stop is asked for."""
+        source, progress = self._source, self._progress
+        log.info("training on %s from step %d: %d images, classes %s", source.path, progress.step, len(source.train),
+                 ", ".join(source.classes))  # fmt: skip
+        self._watcher.started(source, self.accelerator.device, progress)
+        self._objective.train()
+        with self._stop:
+            while True:
+                if self._evaluation_is_due() and not self._evaluated():
+                    break
+                if self._progress.step == self._config.steps:
+                    break
+                micro_batches = self._fetch()
+                if self._stopping():
+                    break
+                self._step(micro_batches)
+                if self._progress.step % self._config.checkpoint.every == 0 or self._evaluation_is_due():
+                    self._save()
+            if self._saved != self._progress:
+                self._save()
+        return self._progress
+
+    def _step(self, micro_batches: Sequence[Batch]) -> None:
+        """Make one step of the optimiser."""
+        config, accelerator = self._config, self.accelerator
+        step, losses = self._progress.step + 1, []
+        for batch in micro_batches:
+            with accelerator.accumulate(self._objective):
+                own: Losses = self._objective(batch.to(accelerator.device), config.phase_at(step - 1))
+                accelerator.backward(own.total)
+            losses.append(replace(own, total=own.total.detach()))
+        measured = measure(accelerator, self._model.parameters(), losses)
+        refuse_what_is_not_finite(measured, step, micro_batches=micro_batches, losses=losses, run=self._run,
+                                  scaler=accelerator.scaler, classes=self._source.classes)  # fmt: skip
+        rate = self._optimizer.param_groups[0]["lr"]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._schedule.step()
+        self._model.update_teacher(config.contrast.momentum)
+        seconds = time.perf_counter() - self._began
+        self._progress = self._progress.model_copy(update={"step": step, "seconds": seconds})
+        due = step % config.log_every == 0 or step in (1, config.steps)
+        if due:
+            norm = measured.gradient_norm if math.isfinite(measured.gradient_norm) else None  # fp16 overflowed
+            self._run.append_metrics(
+                {"step": step, "lr": rate, "seconds": seconds, "losses": measured.losses, "gradient_norm": norm}
+            )
+        self._watcher.stepped(step, measured.losses if due else None)
+
+    def _fetch(self) -> list[Batch]:
+        """Return the micro-batches of a step; fewer if a signal that asks for a stop has ended the readers, too."""
+        try:
+            return list(itertools.islice(self._batches, self._config.gradient_accumulation))
+        except DataError:
+            if not self._stop.requested:
+                raise
+            return []
+
+    def _stopping(self) -> bool:
+        """Whether this process or any other was asked to stop: they all come to the same answer."""
+        if self.accelerator.num_processes == 1:
+            return self._stop.requested
+        if self._stop.requested:
+            self.accelerator.set_trigger()
+        return bool(self.accelerator.check_trigger())
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether the network is one to evaluate, and has not been."""
+        step, config = self._progress.step, self._config
+        return self._progress.evaluated < step and (step % config.evaluation.every == 0 or step == config.steps)
+
+    def _evaluated(self) -> bool:
+        """Evaluate the network; False if a stop was asked for before the scores were there."""
+        progress, evaluation = validate(
+            self._model,
+            self._source,
+            self._progress,
+            config=self._config,
+            run=self._run,
+            evaluating=self._watcher.evaluating,
+            stopping=self._stopping,
+        )
+        if progress == self._progress:
+            return False
+        self._progress = progress
+        if evaluation is not None:
+            self._watcher.evaluated(progress.step, evaluation)
+        self._save()
+        return True
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        self._run.save_checkpoint(self._learner, self._progress, self._config, self._source)
+        self._saved = self._progress
 
 
-def _evaluate(
-    model: ToCo, source: DataSource, step: int, *, config: TrainConfig, run: RunFolder, watcher: Watcher
-) -> None:
-    """Score the validation split where it has masks, and draw some of its images."""
-    last = step == config.steps
-    samples = source.val if last else spread(source.val, config.evaluation.max_images)
-    if not samples:
-        return
-    shown = spread(samples, _SAMPLE_ROWS)
-    predictions = predict(model, shown, config.cam.scales, config.evaluation.batch_size)
-    rows = [prediction_row(sample, prediction) for sample, prediction in zip(shown, predictions, strict=True)]
-    titles = PREDICTION_TITLES[: max(map(len, rows))]
-    save_grid(run.sample_picture(step), rows, titles, source.classes, caption=f"step {step}")
-    if not with_masks(samples):
-        return
-    evaluation = evaluate(
-        model,
-        samples,
-        scales=config.cam.scales,
-        background_threshold=config.cam.background,
-        batch_size=config.evaluation.batch_size,
-        progress=watcher.evaluating,
-    )
-    run.append_metrics({"step": step, "evaluation": evaluation_numbers(evaluation)})
-    log.info("step %d: CAM %.4f, aux CAM %.4f, seg %.4f mIoU", step, evaluation.cam.mean_iou,
-             evaluation.aux_cam.mean_iou, evaluation.seg.mean_iou)  # fmt: skip
-    watcher.evaluated(step, evaluation)
+def _accelerator(config: TrainConfig) -> Accelerator:
+    """Set up device, precision and the processes that train together.
+
+    Raises:
+        ConfigError: There are more processes than GPUs, or the precision is not to be had.
+    """
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and processes > gpus:
+        raise ConfigError(f"{processes} processes share {gpus} GPU(s): lower --nproc_per_node of torchrun to {gpus}")
+    AcceleratorState._reset_state()  # else a second run of this process keeps the precision of the first; no public way
+    try:
+        accelerator = Accelerator(
+            # Without a GPU accelerate would else leave every process of torchrun to train on its own.
+            cpu=int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            # Not every phase computes every loss, so not every weight has a gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"mixed_precision {config.mixed_precision} does not work here ({reason}): use --mixed_precision no"
+        ) from error
+    if config.mixed_precision == "fp16" and accelerator.scaler is None:  # accelerate would compute in float32 instead
+        raise ConfigError(
+            f"mixed_precision fp16 needs a GPU, and the device is {accelerator.device.type}: use bf16 or no"
+        )
+    return accelerator
 
 
-def evaluation_numbers(evaluation: Evaluation) -> dict[str, object]:
-    """Return an evaluation as plain numbers for JSON, with None for an IoU that does not exist."""
-
-    def plain(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return {key: plain(value) for key, value in asdict(evaluation).items()}
-
-
-def spread(samples: tuple[Sample, ...], number: int) -> tuple[Sample, ...]:
-    """Return so many samples, evenly spread over all; all of them if ``number`` is 0 or too large."""
-    if number == 0 or number >= len(samples):
-        return samples
-    return tuple(samples[index] for index in np.linspace(0, len(samples) - 1, number).round().astype(int))
+def _network(config: TrainConfig, *, resumed: bool) -> ToCo:
+    """Build the network; where a checkpoint follows, without the pretrained weights that it would replace."""
+    scratch = {"pretrained": False, "weights": None}
+    return ToCo(config.model.model_copy(update=scratch) if resumed else config.model)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.train.small_runs import give_a_small_projection, refusal
 from toco_train.cli import main
 from toco_train.model import load_run
 from toco_train.shapes import main as toco_shapes
@@ -21,22 +22,24 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_projection():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        give_a_small_projection(monkeypatch)
+        yield
+
+
 def train(data, out, *flags):
     return main([*SMALL, "--data", str(data), "--out", str(out), *flags])
+
+
+def not_validated(_model, _source, progress, **_):
+    return progress.model_copy(update={"evaluated": progress.step}), None
 
 
 def losses_of(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["losses"] for line in lines if "losses" in line]
-
-
-def refusal(capsys, argv):
-    """Run a command that must fail, and return its one sentence."""
-    assert main(argv) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("toco-train")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_training_never_opens_a_mask_and_needs_none(finished, tmp_path, monkeypa
     masks = list((data / "SegmentationClass").iterdir())
     for mask in masks:
         mask.write_bytes(b"not a picture")
-    monkeypatch.setattr("toco_train.engine._evaluate", lambda *a, **k: None)
+    monkeypatch.setattr("toco_train.engine.validate", not_validated)
     assert train(data, tmp_path / "unreadable masks") == 0
     shutil.rmtree(data / "SegmentationClass")
     monkeypatch.undo()
@@ -118,13 +121,6 @@ def test_tagged_photographs_in_folders_train_with_images_of_nothing(tmp_path):
     assert load_run(tmp_path / "run").config.classes == ("Crack", "Dent")
 
 
-def test_evaluate_prints_the_scores_of_a_run(finished, capsys):
-    assert main(["evaluate", str(finished / "run")]) == 0
-    shown = capsys.readouterr().out
-    assert "IoU in %, 8 images" in shown
-    assert re.search(r"mean\s+│\s+\d+\.\d", shown)
-
-
 def test_a_loss_that_is_not_finite_stops_with_the_images_named(finished, tmp_path, capsys):
     sentence = refusal(
         capsys, [*SMALL, "--data", str(finished / "shapes"), "--out", str(tmp_path / "run"), "--optimizer.lr", "1e30",
@@ -139,17 +135,36 @@ def test_bad_input_gives_one_sentence_and_status_2(finished, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     cases = {
         "does not exist; give a VOC devkit": ["--data", str(tmp_path / "absent"), "--out", out],
-        "is neither a VOC devkit": ["--data", str(tmp_path / "empty"), "--out", out],
+        "is no data set: expected a VOC devkit": ["--data", str(tmp_path / "empty"), "--out", out],
         "unknown preset 'demoo', did you mean 'demo'?": ["--preset", "demoo", "--data", data, "--out", out],
         "unknown argument '--optimizer.lrr', did you mean 'optimizer.lr'?":
             ["--data", data, "--out", out, "--optimizer.lrr", "1"],
         "steps: input should be a valid integer": ["--data", data, "--out", out, "--steps", "many"],
-        "holds a run already; give another --out": [*SMALL, "--data", data, "--out", str(finished / "run")],
-        "is not a finished run: it has no config.yaml": ["evaluate", str(tmp_path / "empty")],
+        "batch_size 5 cannot be divided over 1 process(es) with 2 micro-batch(es) each":
+            [*SMALL, "--data", data, "--out", out, "--batch_size", "5", "--gradient_accumulation", "2"],
+        "holds a run already; give another --out, or --resume or --overwrite it":
+            [*SMALL, "--data", data, "--out", str(finished / "run")],
     }  # fmt: skip
     for expected, argv in cases.items():
         assert expected in refusal(capsys, argv), expected
     assert not (tmp_path / "run").exists(), "nothing is written before the input is known to be good"
+
+
+def test_a_run_is_not_overwritten_before_the_input_is_known_to_be_good(finished, tmp_path, capsys):
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    flags = ["--overwrite", "--batch_size", "5", "--gradient_accumulation", "2"]
+    assert "cannot be divided" in refusal(
+        capsys, [*SMALL, "--data", str(finished / "shapes"), "--out", str(run), *flags]
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    sentence = refusal(capsys, [*SMALL, "--data", str(finished / "shapes"), "--out", str(tmp_path / "file" / "run")])
+    assert "cannot write in the run folder" in sentence
+    assert "Not a directory" in sentence
 
 
 def test_a_truncated_image_stops_training_with_its_name(finished, tmp_path, capsys):
@@ -165,4 +180,7 @@ def test_missing_arguments_are_refused_in_one_sentence(capsys):
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
-    assert "--data" in capsys.readouterr().err
+    assert "the following arguments are required: --data, --out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--out", "run", "--resume", "--overwrite"])
+    assert "argument --overwrite: not allowed with argument --resume" in capsys.readouterr().err
