@@ -35,11 +35,13 @@ from toco.palette import overlay
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.config import load_config
 from toco_train.data.opening import open_source
-from toco_train.data.source import Sample, read_image, read_mask, with_masks
-from toco_train.engine import spread
-from toco_train.evaluation import confusion_counts, mean_iou, predict
+from toco_train.data.pictures import read_image
+from toco_train.data.source import Sample, read_mask, with_masks
+from toco_train.evaluation import confusion_counts, mean_iou
 from toco_train.model import load_run
 from toco_train.pictures import PREDICTION_TITLES, prediction_row, save_grid
+from toco_train.prediction import predict
+from toco_train.validation import spread
 
 NO_CLASS_FOLDER = "Free"
 PICTURE_ROWS = 6

@@ -13,6 +13,7 @@ from toco_export.cli import main as toco_export
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.cli import main as toco_train
 from toco_train.data.voc import VOC_CLASSES
+from toco_train.eval_cli import main as toco_eval
 from toco_train.shapes import main as toco_shapes
 
 VOC_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "voc-sample"
@@ -76,5 +77,5 @@ def test_real_voc_photographs_are_evaluated(voc, tmp_path, capsys):
     small += ["--contrast.local_crop_size", "32", "--data.num_workers", "0"]
     assert toco_train(["--preset", "voc-vit-b", "--data", str(voc), "--out", str(tmp_path / "run"), *small]) == 0
     capsys.readouterr()
-    assert toco_train(["evaluate", str(tmp_path / "run"), "--data", str(data)]) == 0
+    assert toco_eval([str(tmp_path / "run"), "--data", str(data)]) == 0
     assert "IoU in %, 3 images" in capsys.readouterr().out

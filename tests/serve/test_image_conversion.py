@@ -1,0 +1,66 @@
+"""What training, scoring and the client read from a file is what the served model reads."""
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toco.errors import DataError
+from toco_serve.images import rgb_pixels
+
+MODEL = Path(__file__).parents[2] / "triton_models" / "toco_image" / "1" / "model.py"
+SIZE = (24, 16)
+
+
+@pytest.fixture(scope="module")
+def served():
+    """The code of the model ``toco_image``, with a stand-in for what Triton gives it."""
+    name = "triton_python_backend_utils"
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, ModuleType(name))
+        spec = importlib.util.spec_from_file_location("served_toco_image", MODEL)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    Image.MAX_IMAGE_PIXELS = limit
+
+
+def picture(mode):
+    pixels = np.random.default_rng(0).integers(256, size=(*SIZE[::-1], 4), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels.view(np.uint16)[..., 0].copy())
+    rgba = Image.fromarray(pixels)
+    return rgba if mode == "RGBA" else rgba.convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [*(("PNG", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")), ("JPEG", "CMYK"), ("JPEG", "L"),
+     ("BMP", "RGB"), ("WEBP", "RGBA")],
+)  # fmt: skip
+def test_the_client_reads_what_the_served_model_reads(served, kind, mode, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture(mode).save(buffer, format=kind, **({} if kind == "BMP" else {"exif": exif}))
+    ours = rgb_pixels(buffer.getvalue())
+    bucket = ours.shape[:2]  # so that nothing is resized
+    theirs, size = served.decode(buffer.getvalue(), [bucket], 10**6, 10**6)
+    assert size == bucket[::-1]
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_cannot_be_decoded_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"^the image cannot be decoded: cannot identify image file"):
+        rgb_pixels(b"hello")
+    with pytest.raises(DataError, match=r"^cannot read .*none.png: no such file"):
+        rgb_pixels(tmp_path / "none.png")
+    with pytest.raises(DataError, match=r"its levels go from 0 to 70000, expected 0 to 65535"):
+        rgb_pixels(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
