@@ -59,6 +59,7 @@ class TrainingDisplay:
             highlight=False,
             soft_wrap=True,
         )
+        self._console.print(source.description, style="dim", highlight=False, soft_wrap=True)
         if progress.step:
             self._console.print(f"going on from the checkpoint of step {progress.step}", highlight=False)
 

@@ -31,9 +31,7 @@ from toco_train.optimization import build_optimizer, build_schedule
 from toco_train.run_folder import RunFolder
 from toco_train.signals import StopSignals
 from toco_train.step import Losses, TokenContrast
-from toco_train.validation import spread, validate
-
-__all__ = ["Watcher", "spread", "train"]
+from toco_train.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +115,7 @@ class _Training:
             rank=rank(),
             world_size=world_size(),
         )
-        run.start(config, self._progress)
+        run.start(config, self._progress, source.class_list)
         self._began = time.perf_counter() - self._progress.seconds
 
     def run(self) -> Progress:

@@ -26,9 +26,9 @@ from toco_train.evaluation import Evaluation, evaluate
 from toco_train.evaluation_report import EvaluationReport, head_rows, mask_rows, percent
 from toco_train.model import CONFIG_FILE, load_run
 from toco_train.prediction import LARGEST_SCALE, SMALLEST_SCALE, SegmentConfig
+from toco_train.run_folder import EVALUATION_FOLDER
 
 PROG = "toco-eval"
-EVALUATION_FOLDER = "evaluation"
 
 
 @run_command(PROG)

@@ -21,6 +21,7 @@ from toco.files import write_atomic
 from toco_train.board import Board
 from toco_train.checkpoint import Learner, Progress, write_tensors
 from toco_train.config import TrainConfig
+from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
 from toco_train.data.loading import Batch
 from toco_train.data.source import DataSource
 from toco_train.model import CONFIG_FILE, WEIGHTS_FILE, ToCo
@@ -33,11 +34,12 @@ CHECKPOINTS_FOLDER = "checkpoints"
 BEST_FOLDER = "best"
 BOARD_FOLDER = "tensorboard"
 NONFINITE_FOLDER = "nonfinite"
+EVALUATION_FOLDER = "evaluation"  # of toco-eval
 
 _OURS = (  # all that a run writes, the configuration first: without it a folder holds no run
-    CONFIG_FILE, f"{CHECKPOINTS_FOLDER}/step_*.safetensors", WEIGHTS_FILE, METRICS_FILE, LOG_FILE,
+    CONFIG_FILE, CLASSES_FILE, f"{CHECKPOINTS_FOLDER}/step_*.safetensors", WEIGHTS_FILE, METRICS_FILE, LOG_FILE,
     f"{BEST_FOLDER}/{CONFIG_FILE}", f"{BEST_FOLDER}/{WEIGHTS_FILE}", f"{SAMPLES_FOLDER}/step_*.png",
-    f"{BOARD_FOLDER}/events.out.tfevents.*", f"{NONFINITE_FOLDER}/step_*",
+    f"{BOARD_FOLDER}/events.out.tfevents.*", f"{NONFINITE_FOLDER}/step_*", f"{EVALUATION_FOLDER}/*",
 )  # fmt: skip
 _LEFT_BY_A_KILL = tuple(  # what toco.files and safetensors call a file that is not whole yet
     f"{folder}{name}"
@@ -89,12 +91,13 @@ class RunFolder:
         self._board: Board | None = None
 
     @_writes
-    def start(self, config: TrainConfig, progress: Progress) -> None:
-        """Make the folder, take out what does not belong to the run, and write the resolved configuration.
+    def start(self, config: TrainConfig, progress: Progress, classes: ClassList) -> None:
+        """Make the folder, take out what does not belong to the run, and write what it is: configuration and classes.
 
         Args:
             config: The configuration.
             progress: Where the run goes on; the metrics are taken back to there.
+            classes: Names and colours of the classes.
         """
         (self.path / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
         for pattern in _LEFT_BY_A_KILL if self._is_ours else (*_OURS, *_LEFT_BY_A_KILL):
@@ -102,6 +105,7 @@ class RunFolder:
                 file.unlink()
         self._is_ours = True
         write_atomic(self.path / CONFIG_FILE, dump_yaml(config))
+        write_classes(self.path / CLASSES_FILE, classes)
         metrics = self.path / METRICS_FILE
         metrics.touch()
         os.truncate(metrics, min(progress.metrics_bytes, metrics.stat().st_size))
