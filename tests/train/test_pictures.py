@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 import toco.pictures
 from toco.errors import DataError
@@ -207,6 +208,22 @@ def test_a_missing_picture_and_a_folder_in_its_place_are_refused(tmp_path):
         read_image(tmp_path / "none.jpg")
     with pytest.raises(DataError, match=r"^image .* cannot be decoded \(.*[Ii]s a directory"):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack requires"), SyntaxError("broken"), MemoryError(), KeyError(3)])
+def test_whatever_a_decoder_raises_is_the_pictures_fault(tmp_path, pixels, monkeypatch, error):
+    def damaged(_):
+        raise error
+
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    monkeypatch.setattr(PngImageFile, "getexif", damaged)
+    assert np.array_equal(read_image(path), pixels), "a mark that cannot be read is no mark"
+    monkeypatch.setattr(PngImageFile, "load", damaged)
+    with pytest.raises(
+        DataError, match=rf"^image .*picture.png cannot be decoded \(.*({error}|{type(error).__name__})"
+    ):
+        read_image(path)
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # of metadata
