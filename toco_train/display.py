@@ -41,12 +41,11 @@ class TrainingDisplay:
         self.source: DataSource | None = None
 
     def __enter__(self) -> TrainingDisplay:
-        self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
-        if not self._console.is_terminal:
+        if self.source is not None and not self._console.is_terminal:
             self._console.print()  # Live leaves the last line open
 
     def started(self, source: DataSource, device: torch.device, progress: Progress) -> None:
@@ -62,6 +61,7 @@ class TrainingDisplay:
         self._console.print(source.description, style="dim", highlight=False, soft_wrap=True)
         if progress.step:
             self._console.print(f"going on from the checkpoint of step {progress.step}", highlight=False)
+        self._live.start()
 
     def stepped(self, step: int, losses: dict[str, float] | None) -> None:
         """Move the bar."""

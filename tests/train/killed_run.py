@@ -62,6 +62,6 @@ def _save_slowly(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write as a slow disk does, so that a kill often comes in the midst of it."""
     content = save(tensors, metadata)
     with path.open("wb", buffering=0) as file:
-        for part in (content[: len(content) // 2], content[len(content) // 2 :]):
-            file.write(part)
-            time.sleep(0.01)
+        file.write(content[: len(content) // 2])
+        time.sleep(0.05)
+        file.write(content[len(content) // 2 :])
