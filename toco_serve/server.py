@@ -165,10 +165,10 @@ class EmbeddedTriton:
         )
 
     def _wait_until_ready(self) -> None:
-        """Ask until every model is loaded and warm."""
+        """Ask until every model is loaded and warm and the metrics, which start last, are there."""
         assert self._process is not None
         deadline = time.monotonic() + self.ready_timeout_s
-        while not is_ready(self.ports.http):
+        while not (answers(self.ports.http, "/v2/health/ready") and answers(self.ports.metrics, "/metrics")):
             if self._process.poll() is not None:
                 raise self._startup_failure()
             if time.monotonic() > deadline:
@@ -250,11 +250,11 @@ def check_artefacts(repository: Path, manifest: Manifest) -> None:
             raise ServeError(f"{path} is not the file that was exported: its SHA-256 differs; export the run again")
 
 
-def is_ready(http_port: int) -> bool:
-    """Ask Triton whether all models are ready."""
-    connection = http.client.HTTPConnection(LOOPBACK, http_port, timeout=2)
+def answers(port: int, path: str) -> bool:
+    """Tell whether a GET of a path on this machine succeeds."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
     try:
-        connection.request("GET", "/v2/health/ready")
+        connection.request("GET", path)
         return connection.getresponse().status == http.client.OK
     except (OSError, http.client.HTTPException):
         return False

@@ -246,6 +246,7 @@ def start_two(argv, folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common["OMP_NUM_THREADS"] = "1"  # torchrun sets it, too
     outputs = [folder / "first.txt", folder / "second.txt"]
     processes = [
         killed_run.start(argv, output, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
