@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from toco.command import CommandParser, run_command
@@ -36,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from toco.manifest import sha256_of  # noqa: PLC0415
     from toco_train.config import load_config  # noqa: PLC0415
     from toco_train.crf import require_crf  # noqa: PLC0415
+    from toco_train.display import progress_bars  # noqa: PLC0415
     from toco_train.label_folder import LabelFolder, LabelRecord, label_all  # noqa: PLC0415
     from toco_train.labelling import Labeller  # noqa: PLC0415
     from toco_train.model import CONFIG_FILE, WEIGHTS_FILE, load_run  # noqa: PLC0415
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     summary, failures = Summary(source.classes), list[str]()
     labelled: list[Sample] = []
-    with _progress() as progress:
+    with progress_bars(Console(stderr=True)) as progress:
         task = progress.add_task("labelling", total=sum(map(len, splits.values())))
         for split, samples in splits.items():
             before = len(labelled)
@@ -210,18 +210,6 @@ def _splits(source: DataSource, choice: str) -> dict[str, tuple[Sample, ...]]:
     if not splits:
         raise DataError(f"{source.path} has no image in the split {choice!r}; give another --split")
     return splits
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def _report(out: Path, summary: Summary, failures: Sequence[str]) -> None:

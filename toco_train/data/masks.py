@@ -13,6 +13,7 @@ from toco.errors import DataError
 from toco.palette import IGNORE_INDEX, UInt8Array
 
 _BINARY_THRESHOLD = 127
+_SILHOUETTES = ({IGNORE_INDEX}, {0, IGNORE_INDEX})
 _LABEL_MODES = ("P", "L", "1")  # palette, grey, one bit: the pictures whose numbers are labels
 
 
@@ -69,9 +70,6 @@ class LabelMask:
                 "(1 for the first) instead of 255, or put a mask of one object beside its image, same stem"
             )
         return labels
-
-
-_SILHOUETTES = ({IGNORE_INDEX}, {0, IGNORE_INDEX})
 
 
 @dataclass(frozen=True)
