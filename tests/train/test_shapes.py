@@ -57,8 +57,17 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def single_objects():
-    """Twelve scenes of each class with one object, whole and in full view, on any backdrop, bodies of one tint."""
-    config = ONE_WHOLE_OBJECT.model_copy(update={"context_probability": 0, "body_lean": 0.0, "body_hue_jitter": 0.02})
+    """Twelve scenes of each class with one object, whole and in full view, on any backdrop, in its family's colours."""
+    config = ONE_WHOLE_OBJECT.model_copy(
+        update={
+            "context_probability": 0,
+            "common_tint_probability": 1,
+            "hidden_part_probability": 0,
+            "body_hue_jitter": 0.02,
+            "body_tone_jitter": 0,
+            "exposure": 0,
+        }
+    )
     return [make_scene(3, index, 96, config) for index in range(12 * len(CLASSES))]
 
 
@@ -254,7 +263,7 @@ def mean_looks(scenes, pixels_of):
     return np.array([np.mean(rows, axis=0) for rows in looks.values()])
 
 
-def test_bodies_look_alike_within_a_family_and_different_between_families(single_objects):
+def test_bodies_in_the_common_tint_look_alike_within_a_family_and_different_between_families(single_objects):
     looks = mean_looks(single_objects, lambda item: item.mask & ~item.part)
     for first, second in itertools.combinations(range(len(CLASSES)), 2):
         apart = np.linalg.norm(looks[first, :3] - looks[second, :3])
@@ -265,16 +274,35 @@ def test_bodies_look_alike_within_a_family_and_different_between_families(single
             assert apart > 0.15
 
 
-def test_the_tint_of_a_body_leans_to_opposite_sides_in_the_two_classes_of_a_family():
+def tint_towards_its_class(plan):
+    """How far a body's hue lies from its family's, towards the side to which its own class leans."""
+    shift = (colorsys.rgb_to_hsv(*plan.body_colour)[0] - plan.kind.family.colour[0] + 0.5) % 1 - 0.5
+    return plan.kind.twin * shift
+
+
+def test_the_tint_tells_most_classes_the_part_most_others_and_every_object_has_one_of_the_two():
     config = SceneConfig()
     plans = [
         plan_objects(np.random.default_rng(i), first_label=1 + i % len(CLASSES), size=32, config=config)[0][0]
-        for i in range(20 * len(CLASSES))
+        for i in range(100 * len(CLASSES))
     ]
-    for label, kind in enumerate(CLASSES, start=1):
-        hues = [colorsys.rgb_to_hsv(*plan.body_colour)[0] for plan in plans if plan.label == label]
-        shifts = [(hue - kind.family.colour[0] + 0.5) % 1 - 0.5 for hue in hues]
-        assert np.mean(shifts) == pytest.approx(kind.twin * config.body_lean, abs=0.025)
+    tints = np.array([tint_towards_its_class(plan) for plan in plans])
+    own_tint = tints > config.body_lean - config.body_hue_jitter
+    shows_part = np.array([plan.shows_part for plan in plans])
+    assert np.all(own_tint | shows_part)
+    assert np.mean(own_tint) == pytest.approx(1 - config.common_tint_probability, abs=0.04)
+    assert np.mean(shows_part) == pytest.approx(1 - config.hidden_part_probability, abs=0.05)
+    assert tints[own_tint].mean() == pytest.approx(config.body_lean, abs=0.01)
+    assert tints[~own_tint].mean() == pytest.approx(0, abs=0.01)  # to neither side: half of them look like the twin
+
+
+def test_an_object_whose_part_does_not_show_is_a_body_alone():
+    config = ONE_WHOLE_OBJECT.model_copy(update={"common_tint_probability": 0, "hidden_part_probability": 1})
+    hidden = make_scene(3, 1, 96, config).objects[0]
+    shown = make_scene(3, 1, 96, config.model_copy(update={"hidden_part_probability": 0})).objects[0]
+    assert hidden.part.sum() == 0
+    assert shown.part.sum() > 0
+    assert not np.any(hidden.mask & ~shown.mask)
 
 
 def test_the_part_tells_the_two_classes_of_a_family_apart(single_objects):
@@ -424,6 +452,11 @@ def test_a_run_that_fails_midway_leaves_nothing_behind(tmp_path, capsys, monkeyp
 def test_a_range_that_runs_backwards_is_refused():
     with pytest.raises(ValidationError, match=r"object_scale is \(0.6, 0.3\), expected the smaller value first"):
         SceneConfig(object_scale=(0.6, 0.3))
+
+
+def test_objects_with_nothing_to_tell_their_class_are_refused():
+    with pytest.raises(ValidationError, match="add up to more than 1: some objects would have nothing to tell their"):
+        SceneConfig(common_tint_probability=0.6, hidden_part_probability=0.5)
 
 
 def test_a_further_object_without_room_is_left_out_but_the_first_always_stays():

@@ -28,11 +28,17 @@ class SceneConfig(FrozenModel):
     min_visible: Share = Field(0.6, description="Least share of an object that truncation and occlusion leave visible.")
     min_part_visible: Share = Field(0.75, description="Least share of an object's part that stays visible.")
 
+    hidden_part_probability: Share = Field(
+        0.3, description="Chance of an object seen from where its part does not show: only the tint tells its class."
+    )
     part_scale: Span = Field((0.07, 0.10), description="Area of the discriminative part over that of its body.")
     part_shift: Share = Field(0.16, description="How far the part strays from its usual place, in body radii.")
     part_tilt_deg: float = Field(20, ge=0, description="How far the part turns against its body, to both sides.")
     part_hue_jitter: Share = Field(0.02, description="Hue shift of a part, to both sides (1 is the whole circle).")
 
+    common_tint_probability: Share = Field(
+        0.15, description="Chance of a body in its family's own tint: only the part tells its class."
+    )
     body_lean: Share = Field(0.12, description="How far the twins' mean body hues lie to each side of the family's.")
     body_hue_jitter: Share = Field(0.06, description="Hue shift of a body, to both sides; above the lean, they mix.")
     body_tone_jitter: Share = Field(0.10, description="Shift of a body's saturation and brightness, to both sides.")
@@ -62,6 +68,12 @@ class SceneConfig(FrozenModel):
         if min(self.object_count_weights) < 0 or sum(self.object_count_weights) == 0:
             problems.append(
                 f"object_count_weights is {self.object_count_weights}, expected weights with a positive sum"
+            )
+        if self.common_tint_probability + self.hidden_part_probability > 1:
+            problems.append(
+                f"common_tint_probability {self.common_tint_probability} and hidden_part_probability "
+                f"{self.hidden_part_probability} add up to more than 1: some objects would have nothing to tell "
+                "their class"
             )
         if self.supersample % 2 == 0:
             problems.append(f"supersample is {self.supersample}, expected an odd number")

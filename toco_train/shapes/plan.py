@@ -32,6 +32,7 @@ class ObjectPlan:
         part_angle: Rotation of the part against the body, rad.
         body_colour: RGB in [0, 1].
         part_colour: RGB in [0, 1].
+        shows_part: Whether the part is there to see; if not, the body's tint alone tells the class.
     """
 
     label: int
@@ -44,6 +45,7 @@ class ObjectPlan:
     part_angle: float
     body_colour: Colour
     part_colour: Colour
+    shows_part: bool
 
     @property
     def kind(self) -> ShapeClass:
@@ -130,7 +132,10 @@ def _plan_look(rng: np.random.Generator, label: int, config: SceneConfig) -> Obj
     body_area = unit_area(family.silhouette) * aspect
     shift = rng.uniform(-1, 1, 2) * config.part_shift
     tone = rng.uniform(-1, 1, 2) * config.body_tone_jitter
-    body_hue = kind.twin * config.body_lean + float(rng.uniform(-1, 1)) * config.body_hue_jitter
+    clue = rng.uniform()  # an object is never without both clues to its class, the part and a tint of its own
+    common_tint = clue < config.common_tint_probability
+    lean = 0.0 if common_tint else kind.twin * config.body_lean
+    body_hue = lean + float(rng.uniform(-1, 1)) * config.body_hue_jitter
     return ObjectPlan(
         label=label,
         centre=(0.5, 0.5),
@@ -142,6 +147,7 @@ def _plan_look(rng: np.random.Generator, label: int, config: SceneConfig) -> Obj
         part_angle=float(np.deg2rad(rng.uniform(-1, 1) * config.part_tilt_deg)),
         body_colour=jittered(family.colour, body_hue, (tone[0], tone[1])),
         part_colour=jittered(part.colour, rng.uniform(-1, 1) * config.part_hue_jitter),
+        shows_part=common_tint or clue < 1 - config.hidden_part_probability,
     )
 
 
@@ -160,7 +166,7 @@ def _place(rng: np.random.Generator, look: ObjectPlan, config: SceneConfig) -> O
 def footprint_of(plan: ObjectPlan, size: int) -> Footprint:
     """Return the pixels whose centre lies on the object, were it alone."""
     window = pixels_around(plan.centre, BODY_REACH * plan.radius, size)
-    part = plan.kind.part.silhouette(*plan.part_frame(window)) < 0
+    part = (plan.kind.part.silhouette(*plan.part_frame(window)) < 0) & plan.shows_part
     whole = (plan.kind.family.silhouette(*plan.body_frame(window)) < 0) | part
     return Footprint(
         whole=cut_to_image(whole, window, size),

@@ -62,8 +62,10 @@ def make_scene(seed: int, index: int, size: int, config: SceneConfig) -> Scene:
 
 
 def paint_object(canvas: Canvas, plan: ObjectPlan, light: float, config: SceneConfig) -> None:
-    """Paint an object: the shadow that it casts, its body and its part."""
+    """Paint an object: the shadow that it casts, its body and, where it shows, its part."""
     _paint_body(canvas, plan, light, config)
+    if not plan.shows_part:
+        return
     window = canvas.window(plan.part_position, PART_REACH * plan.part_radius * plan.radius)
     p, q = plan.part_frame(window)
     canvas.fill(window, plan.kind.part.silhouette(p, q) < 0, INK)
