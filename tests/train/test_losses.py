@@ -155,7 +155,7 @@ def test_dense_energy_and_its_gradient_equal_the_definition_where_every_pixel_is
     images = torch.randint(0, 256, (2, 3, 9, 7)).float()
     probabilities = torch.randn(2, 4, 9, 7).softmax(1).requires_grad_()
     labels, valid = torch.full((2, 9, 7), 255), torch.ones(2, 9, 7)
-    ours = dense_energy_loss(images, probabilities, labels, valid, sigma_rgb=60, sigma_xy=4, scale=1.0, chunk=10)
+    ours = dense_energy_loss(images, probabilities, labels, valid, sigma_rgb=60, sigma_xy=4, scale=1.0, tile=10)
     (gradient,) = torch.autograd.grad(ours, probabilities)
     definition = brute_force_energy(images, probabilities, 60, 4)
     (expected,) = torch.autograd.grad(definition, probabilities)
