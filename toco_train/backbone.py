@@ -14,6 +14,7 @@ from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from toco.config import FrozenModel, nearest
 from toco.errors import ConfigError, ImageSizeError
@@ -54,8 +55,14 @@ class Backbone(nn.Module):
     The patch part of the position embedding is resized bicubically *without antialias* (TensorRT rejects an
     antialiased Resize); its class part is added unchanged.
 
+    Attributes:
+        activation_checkpointing: Keep only the tokens between blocks for the backward pass, and compute the inside of
+            each block again there: a third more work in forward and backward, for a fraction of the memory.
+
     Source: METHOD.md, network.
     """
+
+    activation_checkpointing = False
 
     def __init__(self, vit: VisionTransformer, aux_block: int) -> None:
         super().__init__()
@@ -85,7 +92,10 @@ class Backbone(nn.Module):
         tokens = vit.norm_pre(tokens + self._position_embedding(rows, columns))
         aux_tokens = tokens
         for index, block in enumerate(vit.blocks):
-            tokens = block(tokens)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = block(tokens)
             if index == self.aux_block:
                 aux_tokens = tokens
         tokens = vit.norm(tokens)
@@ -94,6 +104,11 @@ class Backbone(nn.Module):
             return sequence[:, 1:].transpose(1, 2).reshape(-1, self.width, rows, columns)
 
         return Tokens(cls_token=tokens[:, 0], patch_tokens=as_map(tokens), aux_tokens=as_map(aux_tokens))
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks from here on: all of them share one graph for each shape of tokens that they meet."""
+        for block in self.vit.blocks:
+            block.compile(dynamic=False)
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
         """Return the position embedding for a grid of patches, ``[1, 1 + rows * columns, D]``."""

@@ -255,6 +255,8 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
     high: float,
     boxes: Tensor,
     refinement: PixelAdaptiveRefinement,
+    *,
+    max_classes: int | None = None,
 ) -> Tensor:
     """Turn a CAM into a pseudo label for segmentation, refined along the edges of the image.
 
@@ -269,6 +271,7 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
         high: Background score of the cautious run.
         boxes: Part of each picture that is image, integer ``[B, 4]``: top, bottom, left, right; outside it is 255.
         refinement: The refinement to apply.
+        max_classes: The most classes that one of the images has; None counts them, for which the host waits.
 
     Returns:
         int64 ``[B, H, W]``.
@@ -281,10 +284,11 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
     half_images = F.interpolate(images, size=half, mode="bilinear", align_corners=False)
     half_cam = F.interpolate(valid_cam(cam, image_labels), size=half, mode="bilinear", align_corners=False)
 
-    # Present classes first, so that the maps of the busiest image bound the work; one number leaves the device here.
+    # Present classes first, so that the maps of the busiest image bound the work.
     present, order = image_labels.bool().sort(dim=1, descending=True, stable=True)
-    most = int(present.sum(dim=1).max())
-    present, order = present[:, :most], order[:, :most]
+    if max_classes is None:
+        max_classes = int(present.sum(dim=1).max())
+    present, order = present[:, :max_classes], order[:, :max_classes]
     scores = half_cam.gather(1, order[:, :, None, None].expand(-1, -1, *half))
     known = F.pad(present, (1, 0), value=True)[:, :, None, None]
     labels = F.pad(order + 1, (1, 0), value=0)

@@ -23,7 +23,7 @@ from toco_train.data.source import DataSource
 
 _STATE_KEY = "toco"
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
-_MAY_CHANGE = ("data.path", "data.num_workers")
+_MAY_CHANGE = ("data.path", "data.num_workers", "activation_checkpointing")
 
 
 class CheckpointConfig(FrozenModel):
@@ -114,8 +114,8 @@ class Learner:
 
         Args:
             path: A checkpoint.
-            config: The configuration as plain values; of it, only where the data lies and how many processes read it
-                may differ from the saved one.
+            config: The configuration as plain values; of it, only where the data lies, how many processes read it and
+                whether activations are computed twice may differ from the saved one.
             source: The data, which must be the saved run's.
 
         Raises:

@@ -28,6 +28,10 @@ class TrainConfig(FrozenModel):
     batch_size: int = Field(4, gt=0, description="Images a step.")
     gradient_accumulation: int = Field(1, gt=0, description="Parts that a step's images are computed in.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the matrix products.")
+    compile: bool = Field(False, description="Compile the backbone's blocks: minutes at the start, faster steps.")
+    activation_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: slower, in a fraction of the memory."
+    )
     log_every: int = Field(10, gt=0, description="Steps between two lines of metrics.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from toco_train.data.opening import open_source
 from toco_train.data.source import DataSource
 from toco_train.distributed import rank, world_size
 from toco_train.evaluation import Evaluation
-from toco_train.finite import measure, refuse_what_is_not_finite
+from toco_train.finite import Taken, forbid_update, measure, refuse_what_is_not_finite
 from toco_train.model import ToCo
 from toco_train.optimization import build_optimizer, build_schedule
 from toco_train.run_folder import RunFolder
@@ -102,6 +103,7 @@ class _Training:
         self._objective, self._optimizer = accelerator.prepare(objective, optimizer)
         self._learner = Learner(self._model, self._optimizer, self._schedule, accelerator.scaler)
         self._progress = self._saved = Progress()
+        self._unseen: Taken | None = None
         if checkpoint is not None:
             self._progress = self._saved = self._learner.restore(checkpoint, config.model_dump(mode="json"), source)
         self._batches = training_batches(
@@ -150,23 +152,44 @@ class _Training:
                 own: Losses = self._objective(batch.to(accelerator.device), config.phase_at(step - 1))
                 accelerator.backward(own.total)
             losses.append(replace(own, total=own.total.detach()))
-        measured = measure(accelerator, self._model.parameters(), losses)
-        refuse_what_is_not_finite(measured, step, micro_batches=micro_batches, losses=losses, run=self._run,
-                                  scaler=accelerator.scaler, classes=self._source.classes)  # fmt: skip
-        rate = self._optimizer.param_groups[0]["lr"]
+        taken = Taken(
+            step=step,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            measurement=measure(accelerator, self._model.parameters(), losses),
+            micro_batches=micro_batches,
+            losses=losses,
+        )
+        self._settle()  # the step before: its numbers came while the device went on with this one
+        self._unseen = taken
+        if accelerator.scaler is None:
+            forbid_update(self._optimizer.optimizer, taken.measurement)
+        else:  # the scaler, which decides in fp16, looks at gradients alone
+            self._settle()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._schedule.step()
         self._model.update_teacher(config.contrast.momentum)
         seconds = time.perf_counter() - self._began
         self._progress = self._progress.model_copy(update={"step": step, "seconds": seconds})
-        due = step % config.log_every == 0 or step in (1, config.steps)
+
+    def _settle(self) -> None:
+        """Bring the numbers of the last step to the host: refuse what is not finite, and log."""
+        taken, self._unseen = self._unseen, None
+        if taken is None:
+            return
+        losses, norm = refuse_what_is_not_finite(
+            taken, scaler=self.accelerator.scaler, run=self._run, classes=self._source.classes
+        )
+        due = taken.step % self._config.log_every == 0 or taken.step in (1, self._config.steps)
         if due:
-            norm = measured.gradient_norm if math.isfinite(measured.gradient_norm) else None  # fp16 overflowed
-            self._run.append_metrics(
-                {"step": step, "lr": rate, "seconds": seconds, "losses": measured.losses, "gradient_norm": norm}
-            )
-        self._watcher.stepped(step, measured.losses if due else None)
+            self._run.append_metrics({
+                "step": taken.step,
+                "lr": taken.learning_rate,
+                "seconds": time.perf_counter() - self._began,
+                "losses": losses,
+                "gradient_norm": norm if math.isfinite(norm) else None,  # fp16 overflowed
+            })  # fmt: skip
+        self._watcher.stepped(taken.step, losses if due else None)
 
     def _fetch(self) -> list[Batch]:
         """Return the micro-batches of a step; fewer if a signal that asks for a stop has ended the readers, too."""
@@ -192,15 +215,18 @@ class _Training:
 
     def _evaluated(self) -> bool:
         """Evaluate the network; False if a stop was asked for before the scores were there."""
-        progress, evaluation = validate(
-            self._model,
-            self._source,
-            self._progress,
-            config=self._config,
-            run=self._run,
-            evaluating=self._watcher.evaluating,
-            stopping=self._stopping,
-        )
+        self._settle()
+        # Images of every size come now: for each of them, compiled blocks would be compiled anew.
+        with torch.compiler.set_stance("force_eager") if self._config.compile else nullcontext():
+            progress, evaluation = validate(
+                self._model,
+                self._source,
+                self._progress,
+                config=self._config,
+                run=self._run,
+                evaluating=self._watcher.evaluating,
+                stopping=self._stopping,
+            )
         if progress == self._progress:
             return False
         self._progress = progress
@@ -211,6 +237,7 @@ class _Training:
 
     def _save(self) -> None:
         """Write a checkpoint."""
+        self._settle()
         self._run.save_checkpoint(self._learner, self._progress, self._config, self._source)
         self._saved = self._progress
 
@@ -249,4 +276,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
 def _network(config: TrainConfig, *, resumed: bool) -> ToCo:
     """Build the network; where a checkpoint follows, without the pretrained weights that it would replace."""
     scratch = {"pretrained": False, "weights": None}
-    return ToCo(config.model.model_copy(update=scratch) if resumed else config.model)
+    model = ToCo(config.model.model_copy(update=scratch) if resumed else config.model)
+    model.backbone.activation_checkpointing = config.activation_checkpointing
+    if config.compile:
+        model.backbone.compile_blocks()
+    return model

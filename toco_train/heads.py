@@ -26,7 +26,8 @@ class LargeFOV(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return segmentation logits at the tokens' stride."""
-        hidden = F.relu(self.conv6(tokens))
+        # Tokens lie channel by channel for each place already; convolutions keep that layout, and GPUs prefer it.
+        hidden = F.relu(self.conv6(tokens.contiguous(memory_format=torch.channels_last)))
         hidden = F.relu(self.conv7(hidden))
         logits: Tensor = self.conv8(hidden)
         return logits

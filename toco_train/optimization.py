@@ -24,7 +24,7 @@ class OptimizerConfig(FrozenModel):
 
 
 def build_optimizer(model: ToCo, config: OptimizerConfig) -> Optimizer:
-    """Return AdamW over the backbone at the base rate and over everything else at ``head_lr_factor`` times it."""
+    """Return fused AdamW, over the backbone at the base rate and over everything else at ``head_lr_factor`` times it."""
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     inside = {id(p) for p in model.backbone.parameters()}
     heads = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
@@ -32,8 +32,7 @@ def build_optimizer(model: ToCo, config: OptimizerConfig) -> Optimizer:
         {"params": backbone, "lr": config.lr},
         {"params": heads, "lr": config.lr * config.head_lr_factor},
     ]
-    on_gpu = all(p.device.type == "cuda" for p in backbone)
-    return AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=on_gpu or None)
+    return AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def warmup_poly(step: int, *, steps: int, warmup_steps: int, warmup_ratio: float, power: float) -> float:

@@ -115,8 +115,11 @@ class TokenContrast(nn.Module):
         self._weights = weights
         for name, value in (("mean", model.config.mean), ("std", model.config.std)):
             self.register_buffer(f"_{name}", torch.tensor(value).view(3, 1, 1), persistent=False)
+        inset = model.patch_size - 1  # a box's first token is the first that lies wholly inside it
+        self.register_buffer("_to_whole_tokens", torch.tensor([inset, 0, inset, 0]), persistent=False)
         self._mean: Tensor
         self._std: Tensor
+        self._to_whole_tokens: Tensor
 
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """Compute the losses that the phase asks for."""
@@ -158,9 +161,7 @@ class TokenContrast(nn.Module):
     def _patch_token_contrast(self, patch_tokens: Tensor, aux_cam: Tensor, batch: Batch) -> Tensor:
         """Contrast final tokens by the relations that the auxiliary CAM suggests (METHOD.md, step 3)."""
         token_cam = F.interpolate(aux_cam, size=patch_tokens.shape[-2:], mode="bilinear", align_corners=False)
-        patch = self.model.patch_size
-        first = torch.tensor([patch - 1, 0, patch - 1, 0], device=batch.boxes.device)  # tokens wholly inside the image
-        boxes = torch.div(batch.boxes + first, patch, rounding_mode="floor")
+        boxes = torch.div(batch.boxes + self._to_whole_tokens, self.model.patch_size, rounding_mode="floor")
         labels = three_way_label(token_cam, batch.image_labels, self._cam.low, self._cam.high, boxes)
         return patch_token_contrast(patch_tokens, token_affinity(labels))
 
@@ -187,7 +188,7 @@ class TokenContrast(nn.Module):
         """Refine a CAM to the label that the segmentation learns from (METHOD.md, step 5)."""
         return refine_label(
             batch.view1.float() / 255, cam, batch.image_labels, self._cam.low, self._cam.high, batch.boxes,
-            self.refinement,
+            self.refinement, max_classes=batch.max_classes,
         )  # fmt: skip
 
     def _dense_energy(self, logits: Tensor, pseudo_label: Tensor, batch: Batch) -> Tensor:

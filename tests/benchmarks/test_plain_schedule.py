@@ -14,7 +14,7 @@ from toco_train.model import ModelConfig, ToCo
 from toco_train.step import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig, TokenContrast
 
 SIZE = 64
-STEPS = 3
+STEPS = 20
 ALL_ON = Phase(from_step=0)
 CONFIGS = {
     "cam": CamConfig(),

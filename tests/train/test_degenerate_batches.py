@@ -97,7 +97,7 @@ def test_no_foreground_above_the_threshold_is_finite():
 
 def test_crops_in_which_every_pixel_is_ignored_are_finite(monkeypatch):
     ignored = torch.full((2, SIZE, SIZE), 255)
-    monkeypatch.setattr("toco_train.step.refine_label", lambda *_: ignored)
+    monkeypatch.setattr("toco_train.step.refine_label", lambda *_, **__: ignored)
     monkeypatch.setattr("toco_train.step.three_way_label", lambda *_: torch.full((2, SIZE // 16, SIZE // 16), 255))
     parts = take_a_step(objective_of(), batch_of(FIVE))
     assert parts["seg"] == 0

@@ -33,6 +33,8 @@ class Batch:
         image_labels: Multi-hot image labels, float32 ``[B, C]``.
         seeds: What the random choices of each image on the training device are drawn from, int64 ``[B]``, at least 0.
         names: Names of the images.
+        max_classes: The most classes that one of the images has, where it is known: counted here, no step has to ask
+            the training device.
     """
 
     view1: Tensor
@@ -42,6 +44,7 @@ class Batch:
     image_labels: Tensor
     seeds: Tensor
     names: tuple[str, ...]
+    max_classes: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -205,7 +208,8 @@ def _collate(samples: list[dict[str, object] | str]) -> Batch | str:
         return next(sample for sample in samples if isinstance(sample, str))
     columns = {key: [sample[key] for sample in good] for key in good[0]}
     names = tuple(str(name) for name in columns.pop("names"))
-    return Batch(**{key: torch.stack(list(values)) for key, values in columns.items()}, names=names)  # type: ignore[arg-type]
+    tensors = {key: torch.stack(list(values)) for key, values in columns.items()}  # type: ignore[arg-type]
+    return Batch(**tensors, names=names, max_classes=int(tensors["image_labels"].sum(dim=1).max()))
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:
