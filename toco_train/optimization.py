@@ -24,7 +24,7 @@ class OptimizerConfig(FrozenModel):
 
 
 def build_optimizer(model: ToCo, config: OptimizerConfig) -> Optimizer:
-    """Return fused AdamW, over the backbone at the base rate and over everything else at ``head_lr_factor`` times it."""
+    """Return fused AdamW: the backbone at the base rate, everything else at ``head_lr_factor`` times it."""
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     inside = {id(p) for p in model.backbone.parameters()}
     heads = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
