@@ -10,25 +10,18 @@ lies on the device. Variants take turns in one process. Weights are random.
 from __future__ import annotations
 
 import argparse
-import copy
+import multiprocessing
+import resource
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, Literal
-from unittest.mock import patch
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch._dynamo.utils import counters
 
-import toco_train.step
 from benchmarks.measuring import (
-    DTYPES,
-    PhaseClock,
     Precision,
     gemm_peak,
     interleaved,
@@ -38,36 +31,27 @@ from benchmarks.measuring import (
     provenance_text,
     save_report,
     synchronise,
-    tensor_float32,
 )
-from benchmarks.plain_schedule import PlainTokenContrast, materialise_attention
+from benchmarks.step_parts import (
+    NUM_CLASSES,
+    TrainingRun,
+    Variant,
+    loading_rate,
+    noise_batch,
+    phase_flops,
+    phase_seconds,
+)
 from toco.command import run_command
 from toco_train.config import TrainConfig, load_config
-from toco_train.data.loading import Batch
 from toco_train.model import ToCo
-from toco_train.optimization import build_optimizer
-from toco_train.step import Phase, TokenContrast
 
-NUM_CLASSES = 20
-ALL_LOSSES = Phase(from_step=0)
 WARMUP_STEPS = 2
-RECOMPILE_LIMIT = 64  # a block sees five shapes in one step; the default gives up at eight
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to run a step. fp32 means TF32 is off for products and convolutions; tf32 that it is on for both."""
-
-    schedule: Literal["plain", "ours"]
-    precision: Precision
-    materialised_attention: bool = False
-    compiled: bool = False
-
-
 VARIANTS = {
     "plain-materialised-fp32": Variant("plain", "fp32", materialised_attention=True),
     "plain-fp32": Variant("plain", "fp32"),
     "ours-fp32": Variant("ours", "fp32"),
+    "ours-fp32-checkpointed": Variant("ours", "fp32", activation_checkpointing=True),
+    "ours-fp32-compiled": Variant("ours", "fp32", compiled=True),
     "plain-tf32": Variant("plain", "tf32"),
     "ours-tf32": Variant("ours", "tf32"),
     "ours-bf16": Variant("ours", "bf16"),
@@ -75,51 +59,19 @@ VARIANTS = {
 }
 METHOD = """\
 Variants take turns, step by step, in one process; each step is timed from the host with the device synchronised before
-and after. Median over {repeats} rounds after {warmup} warm-up steps, with the quartiles. plain: the published order of
-computation (benchmarks/plain_schedule.py), same loss functions; materialised: attention without a fused kernel; fp32:
-TF32 off; tf32: on for products and convolutions; bf16: autocast; compiled: torch.compile of each ViT block alone, one
-graph a shape. FLOPs: multiply-adds times 2 of products and convolutions, counted on one step with attention written
-out (so nothing that a fused kernel recomputes counts). Peak: a square product of the same type, measured in this run.
-Memory: the variant's own state and the most that one step allocates beside it. Phases: separate steps, synchronised
-at every border, so their sum is more than the step above. Batch: noise, image i has {classes} classes; no loading."""
-
-
-class TrainingRun:
-    """One variant, ready to step: its own copy of the network, its optimiser and its state."""
-
-    def __init__(self, variant: Variant, config: TrainConfig, model: ToCo, batch: Batch) -> None:
-        self.variant, self._config, self._batch = variant, config, batch
-        self.model = copy.deepcopy(model)
-        self.objective = build_objective(variant.schedule, config, self.model)
-        if variant.materialised_attention:
-            materialise_attention(self.model)
-        if variant.compiled:
-            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-            for block in self.model.backbone.vit.blocks:
-                block.compile(dynamic=False)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
-
-    def forward(self) -> torch.Tensor:
-        """Compute the total loss."""
-        autocast = torch.autocast(
-            self._batch.view1.device.type, DTYPES[self.variant.precision], enabled=self.variant.precision == "bf16"
-        )
-        with autocast:
-            total: torch.Tensor = self.objective(self._batch, ALL_LOSSES).total
-        return total
-
-    def update(self) -> None:
-        """Move the weights and the teacher."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.model.update_teacher(self._config.contrast.momentum)
-
-    def step(self) -> None:
-        """Run one whole step."""
-        with tensor_float32(self.variant.precision == "tf32"):
-            total = self.forward()
-            torch.autograd.backward(total)
-            self.update()
+and after. Median over {repeats} rounds after {warmup} warm-up steps, with the quartiles; speed: the median over rounds
+of the first variant's step divided by this one's in the same round. plain: the published order of computation
+(benchmarks/plain_schedule.py), same loss functions; materialised: attention without a fused kernel; fp32: TF32 off;
+tf32: on for products and convolutions; bf16: autocast; compiled: torch.compile of the ViT blocks, one graph a shape;
+checkpointed: activations computed again in the backward pass. FLOPs: multiply-adds times 2 of products and
+convolutions, counted on one step with attention written out (so nothing that a fused kernel or a checkpoint recomputes
+counts). Peak: a square product of the same type, the median of one before each round. {memory} Phases: separate steps,
+synchronised at every border, so their sum is more than the step above. Batch: noise, image i has 1 + i % 2 classes; no
+loading. Loading: photographs of 500 x 375 px, one thread of this host, CPU seconds."""
+MEMORY = {
+    "cuda": "Memory: the variant's own state and the most that one step allocates beside it.",
+    "cpu": "Memory: the most that a process holds that takes two steps of the variant alone, libraries included.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,11 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="side of the training crop, in pixels (default: the recipe's)")
     parser.add_argument("--batch", type=int, help="images a step (default: the recipe's)")
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each variant")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="rows (default: all; tf32 on a GPU only)")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS),
+                        help="rows (default: all on a GPU, those in fp32 on a CPU)")  # fmt: skip
     parser.add_argument("--report", type=Path, help="write the tables there, as .json and .md")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    names = arguments.variants or [n for n, v in VARIANTS.items() if device.type == "cuda" or v.precision != "tf32"]
+    names = arguments.variants or [n for n, v in VARIANTS.items() if device.type == "cuda" or v.precision == "fp32"]
     config = recipe(arguments.backbone, size=arguments.size, batch=arguments.batch)
     found = provenance(device, "benchmarks.training_step", argv)  # first: the load average is that before our own
     result = {"provenance": found, **measure(names, config, device, repeats=arguments.repeats)}
@@ -159,109 +112,65 @@ def recipe(backbone: str, *, size: int | None = None, batch: int | None = None) 
     return load_config("demo" if backbone == "demo" else None, None, flags)
 
 
-def build_objective(schedule: Literal["plain", "ours"], config: TrainConfig, model: ToCo) -> TokenContrast:
-    """Return the training objective of a schedule, on the device of the network."""
-    kind = PlainTokenContrast if schedule == "plain" else TokenContrast
-    objective = kind(model, cam=config.cam, contrast=config.contrast, regularization=config.regularization,
-                     weights=config.weights)  # fmt: skip
-    return objective.to(model.classifier.weight.device).train()
-
-
-def noise_batch(config: TrainConfig, device: torch.device) -> Batch:
-    """Return a seeded batch of noise; image i names ``1 + i % 2`` classes and every pixel is image."""
-    number, size = config.batch_size, config.model.image_size
-    generator = torch.Generator().manual_seed(0)
-    view1, view2, local = torch.randint(256, (3, number, 3, size, size), generator=generator, dtype=torch.uint8)
-    labels = torch.zeros(number, NUM_CLASSES)
-    for image in range(number):
-        labels[image, torch.randperm(NUM_CLASSES, generator=generator)[: 1 + image % 2]] = 1
-    boxes = torch.tensor([[0, size, 0, size]]).repeat(number, 1)
-    names = tuple(str(image) for image in range(number))
-    seeds = torch.arange(number)
-    return Batch(view1, view2, local, boxes=boxes, image_labels=labels, seeds=seeds, names=names).to(device)
-
-
 def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, repeats: int) -> dict[str, Any]:
-    """Time the variants against each other and take one of ours apart."""
+    """Time the variants against each other and take ours apart."""
     torch.manual_seed(config.seed)
     model, batch = ToCo(config.model).to(device), noise_batch(config, device)
-    flops = {schedule: count_flops(schedule, config, model, batch)
-             for schedule in ("plain", "ours") if any(VARIANTS[n].schedule == schedule for n in names)}  # fmt: skip
+    flops = {schedule: phase_flops(schedule, config, model, batch)
+             for schedule in {VARIANTS[name].schedule for name in names}}  # fmt: skip
     runs: dict[str, TrainingRun] = {}
     left_out: dict[str, str] = {}
-    state_bytes: dict[str, int] = {}
+    memory: dict[str, int] = {}
+    graphs: dict[str, int] = {}
     for name in names:
         before = allocated_bytes(device)
         try:
             run = TrainingRun(VARIANTS[name], config, model, batch)
             for _ in range(WARMUP_STEPS):
                 run.step()
+            memory[name] = gpu_memory(run, device, before) if device.type == "cuda" else process_memory(name, config)
         except Exception as error:  # no compiler on this machine, or too little memory: time the others
             left_out[name] = one_line(error)
             continue
-        runs[name], state_bytes[name] = run, allocated_bytes(device) - before
-    seconds = interleaved({name: run.step for name, run in runs.items()}, device, repeats)
+        runs[name] = run
+        graphs[name] = counters["stats"]["unique_graphs"] - sum(graphs.values())
     precisions: set[Precision] = {run.variant.precision for run in runs.values()}
-    peaks = {precision: gemm_peak(device, precision) for precision in sorted(precisions)}
+    peaks: dict[Precision, list[float]] = {precision: [] for precision in sorted(precisions)}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for precision, found in peaks.items():
+            found.append(gemm_peak(device, precision))
+        for name, times in interleaved({name: run.step for name, run in runs.items()}, device, 1).items():
+            seconds[name] += times
+    peak = {precision: float(np.median(found)) for precision, found in peaks.items()}
+    compiled_late = counters["stats"]["unique_graphs"] - sum(graphs.values())
     return {
         "setting": {"backbone": str(config.model.backbone), "size": config.model.image_size,
-                    "batch": config.batch_size, "repeats": repeats},
+                    "batch": config.batch_size, "repeats": repeats, "device": device.type},
         "gemm_flops_per_second": peaks,
         "variants": {
-            name: summary(
-                seconds[name],
-                flops=flops[run.variant.schedule],
-                peak=peaks[run.variant.precision],
-                memory=step_memory(run.step, device, state_bytes[name]),
-            )
+            name: summary(seconds[name], seconds[next(iter(runs))], flops=sum(flops[run.variant.schedule].values()),
+                          peak=peak[run.variant.precision])
+            | {"memory_bytes": memory[name], "graphs": graphs[name]}
             for name, run in runs.items()
         },
+        "graphs_compiled_in_timed_steps": compiled_late,
         "phases": {name: phase_seconds(run, device, repeats)
                    for name, run in runs.items() if run.variant.schedule == "ours"},
+        "phase_flops": flops.get("ours"),
+        "peak": peak,
+        "images_per_second_per_loading_process": loading_rate(config),
         "left_out": left_out,
     }  # fmt: skip
 
 
-def count_flops(schedule: Literal["plain", "ours"], config: TrainConfig, model: ToCo, batch: Batch) -> int:
-    """Count the floating-point operations of one step, attention written out: the counter knows no fused CPU kernel."""
-    run = TrainingRun(Variant(schedule, "fp32", materialised_attention=True), config, model, batch)
-    with FlopCounterMode(display=False) as counter:
-        run.step()
-    return int(counter.get_total_flops())
-
-
-def summary(seconds: Sequence[float], *, flops: int, peak: float, memory: dict[str, int] | None) -> dict[str, Any]:
+def summary(seconds: Sequence[float], first: Sequence[float], *, flops: float, peak: float) -> dict[str, Any]:
     """Reduce the times of a variant to what the table shows; the times themselves stay in the JSON."""
     low, middle, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
-    return {"median_s": middle, "q1_s": low, "q3_s": high, "flops": flops, "flops_per_second": flops / middle,
-            "share_of_gemm_peak": flops / middle / peak, "memory": memory, "seconds": list(seconds)}  # fmt: skip
-
-
-def phase_seconds(run: TrainingRun, device: torch.device, repeats: int) -> dict[str, float]:
-    """Take steps of ours apart: the median seconds of each phase."""
-    steps = [_phases_of_one_step(run, device) for _ in range(repeats)]
-    return {name: median(step[name] for step in steps) for name in steps[0]}
-
-
-def _phases_of_one_step(run: TrainingRun, device: torch.device) -> dict[str, float]:
-    """Run one step with its parts replaced by timed ones: the step itself knows nothing of measurements."""
-    clock, step_module, model = PhaseClock(device), toco_train.step, run.model
-    parts = (("CAM", step_module, "multi_scale_cam"), ("forward", model, "forward"),
-             ("forward", model.backbone, "forward"), ("refinement and label", step_module, "refine_label"),
-             ("dense energy", step_module, "dense_energy_loss"))  # fmt: skip
-    with ExitStack() as stack:
-        stack.enter_context(tensor_float32(run.variant.precision == "tf32"))
-        for name, owner, attribute in parts:
-            stack.enter_context(patch.object(owner, attribute, clock.timed(name, getattr(owner, attribute))))
-        began = time.perf_counter()
-        total = run.forward()
-        synchronise(device)
-        whole = time.perf_counter() - began
-    clock.seconds["other losses"] = whole - sum(clock.seconds.values())
-    with tensor_float32(run.variant.precision == "tf32"):
-        clock.timed("backward", torch.autograd.backward)(total)
-        clock.timed("optimiser", run.update)()
-    return dict(clock.seconds)
+    ratios = np.asarray(first) / np.asarray(seconds)
+    return {"median_s": middle, "q1_s": low, "q3_s": high, "speed": float(np.median(ratios)), "flops": flops,
+            "flops_per_second": flops / middle, "share_of_gemm_peak": flops / middle / peak,
+            "seconds": list(seconds)}  # fmt: skip
 
 
 def allocated_bytes(device: torch.device) -> int:
@@ -269,47 +178,90 @@ def allocated_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def step_memory(step: Callable[[], object], device: torch.device, state_bytes: int) -> dict[str, int] | None:
-    """Return the bytes that a variant keeps between steps and the most that it needs within one, on a GPU."""
-    if device.type != "cuda":
-        return None
-    before = allocated_bytes(device)
+def gpu_memory(run: TrainingRun, device: torch.device, before: int) -> int:
+    """Return the bytes that a variant keeps between steps and the most that a step needs beside them."""
     torch.cuda.reset_peak_memory_stats(device)
-    step()
+    run.step()
     synchronise(device)
-    return {"state": state_bytes, "peak": state_bytes + torch.cuda.max_memory_allocated(device) - before}
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def process_memory(name: str, config: TrainConfig) -> int:
+    """Return the most bytes that a process of its own holds when it takes steps of a variant on the CPU."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_steps_alone, (name, config.model_dump_json()))
+
+
+def _steps_alone(name: str, config_json: str) -> int:
+    """Take steps of a variant and return the most bytes that this process has held."""
+    config, cpu = TrainConfig.model_validate_json(config_json), torch.device("cpu")
+    run = TrainingRun(VARIANTS[name], config, ToCo(config.model), noise_batch(config, cpu))
+    for _ in range(WARMUP_STEPS):
+        run.step()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Return the tables, with what they were measured on and how."""
     setting, variants = result["setting"], result["variants"]
-    first = next(iter(variants), None)
-    rows = []
-    for name, found in variants.items():
-        memory = found["memory"]
-        rows.append([
+    rows = [
+        [
             name,
             f"{1e3 * found['median_s']:.1f}",
             f"{1e3 * found['q1_s']:.1f} to {1e3 * found['q3_s']:.1f}",
-            f"{variants[first]['median_s'] / found['median_s']:.2f}",
+            f"{found['speed']:.2f}",
             f"{found['flops'] / 1e12:.3g}",
             f"{found['flops_per_second'] / 1e12:.3g}",
             f"{found['share_of_gemm_peak']:.0%}",
-            "" if memory is None else f"{memory['peak'] / 2**30:.2f}",
-        ])  # fmt: skip
+            f"{found['memory_bytes'] / 2**30:.2f}",
+            str(found["graphs"] or ""),
+        ]
+        for name, found in variants.items()
+    ]
     title = f"# Training step: {setting['backbone']}, {setting['size']} px, batch {setting['batch']}"
-    headings = ("variant", "median, ms", "quartiles, ms", f"speed against {first}", "TFLOP a step", "TFLOP/s",
-                "of the product peak", "peak memory, GiB")  # fmt: skip
+    headings = ("variant", "median, ms", "quartiles, ms", f"speed against {next(iter(variants), None)}",
+                "TFLOP a step", "TFLOP/s", "of the product peak", "peak memory, GiB", "graphs")  # fmt: skip
     text = [title, provenance_text(result["provenance"]), markdown_table(headings, rows)]
-    if result["phases"]:
-        phases = {phase: None for times in result["phases"].values() for phase in times}
-        cells = [[phase, *(f"{1e3 * times[phase]:.1f}" for times in result["phases"].values())] for phase in phases]
-        text.append(markdown_table(("phase of ours, ms", *result["phases"]), cells))
-    peaks = ", ".join(f"{name} {peak / 1e12:.3g}" for name, peak in result["gemm_flops_per_second"].items())
-    text.append(f"Peak of a square product, TFLOP/s: {peaks}.")
+    text += [phase_table(result, name, times) for name, times in result["phases"].items()]
+    text.append(loading_line(result))
+    peaks = ", ".join(
+        f"{name} {np.median(found) / 1e12:.3g} ({min(found) / 1e12:.3g} to {max(found) / 1e12:.3g})"
+        for name, found in result["gemm_flops_per_second"].items()
+    )
+    text.append(f"Peak of a square product, TFLOP/s, median (least to most): {peaks}.")
+    if any(found["graphs"] for found in variants.values()):
+        text.append(f"Graphs compiled in the timed steps: {result['graphs_compiled_in_timed_steps']}.")
     text += [f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()]
-    text.append(METHOD.format(repeats=setting["repeats"], warmup=WARMUP_STEPS, classes="1 + i % 2"))
+    text.append(METHOD.format(repeats=setting["repeats"], warmup=WARMUP_STEPS, memory=MEMORY[setting["device"]]))
     return "\n\n".join(text)
+
+
+def phase_table(result: Mapping[str, Any], name: str, times: Mapping[str, float]) -> str:
+    """Return the phases of one of our variants: time, share, operations and how near the peak they come."""
+    flops, peak = result["phase_flops"], result["peak"][VARIANTS[name].precision]
+    whole = sum(times.values())
+    rows = [
+        [
+            phase,
+            f"{1e3 * seconds:.1f}",
+            f"{seconds / whole:.0%}",
+            f"{flops[phase] / 1e12:.3g}",
+            f"{flops[phase] / seconds / peak:.0%}",
+        ]
+        for phase, seconds in times.items()
+    ]
+    return markdown_table((f"phase of {name}", "ms", "share", "TFLOP", "of the product peak"), rows)
+
+
+def loading_line(result: Mapping[str, Any]) -> str:
+    """Return the sentence that sets the loader's rate against the fastest step's appetite."""
+    rate = result["images_per_second_per_loading_process"]
+    name, fastest = min(result["variants"].items(), key=lambda item: item[1]["median_s"])
+    appetite = result["setting"]["batch"] / fastest["median_s"]
+    return (
+        f"Loading: one process makes {rate:.1f} images a second; the fastest step ({name}) eats {appetite:.1f}, so "
+        f"{appetite / rate:.2f} processes feed it."
+    )
 
 
 if __name__ == "__main__":

@@ -105,10 +105,10 @@ class Backbone(nn.Module):
 
         return Tokens(cls_token=tokens[:, 0], patch_tokens=as_map(tokens), aux_tokens=as_map(aux_tokens))
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the blocks from here on: all of them share one graph for each shape of tokens that they meet."""
         for block in self.vit.blocks:
-            block.compile(dynamic=False)
+            block.compile(dynamic=False, backend=backend)
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
         """Return the position embedding for a grid of patches, ``[1, 1 + rows * columns, D]``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,24 @@ def test_a_step_on_the_gpu_gives_the_losses_of_the_cpu() -> None:
     on_cpu, on_gpu = (_numbers(_objective(device)(_batch(device), Phase(from_step=0))) for device in (CPU, GPU))
     assert set(on_gpu) == {"total", "cls", "aux_cls", "ptc", "ctc", "seg", "reg"}
     assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
+
+
+def test_a_step_does_not_make_the_host_wait_for_the_gpu() -> None:
+    objective, batch = _objective(GPU), replace(_batch(GPU), max_classes=2)
+    optimizer = build_optimizer(objective.model, OptimizerConfig())
+
+    def step() -> None:
+        objective(batch, Phase(from_step=0)).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.model.update_teacher(0.9)
+
+    step()  # what is set up once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_step_in_bf16_leaves_finite_losses_and_weights() -> None:

@@ -79,7 +79,7 @@ def test_a_signal_saves_after_its_step_and_resume_gives_the_uninterrupted_run(
 def test_a_signal_between_checkpoints_saves_the_step_that_is_done(data, uninterrupted, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        signal_at(patch, "stepped", signal.SIGTERM, when=lambda step, _: step == 5)
+        signal_at(patch, "stepped", signal.SIGTERM, when=lambda step, _: step == 4)  # heard of during step 5
         assert train(data, run, checkpoint__every=100) == 0
     assert last_checkpoint(run).name == "step_0000005.safetensors"
     assert main(["--resume", "--out", str(run)]) == 0
