@@ -1,7 +1,7 @@
 """The six classes: three body families, each shared by two classes that differ in one small part.
 
 A silhouette is a function of local coordinates (the body or part reaches to about 1) that is negative inside, -1 at its
-heart and 0 on its outline. The twins' bodies share outline and texture and differ in tint alone; the part is plain.
+heart and 0 on its outline. The twins' bodies share outline and texture, some of them tint, too; the part is plain.
 """
 
 from __future__ import annotations
