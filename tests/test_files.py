@@ -1,3 +1,5 @@
+"""Files and folders appear whole or not at all."""
+
 from __future__ import annotations
 
 import subprocess
@@ -43,9 +45,13 @@ def test_a_folder_is_replaced_whole_and_nothing_is_left_beside_it(folder, monkey
 
 
 def test_a_block_that_raises_leaves_the_old_folder(folder):
-    with pytest.raises(KeyboardInterrupt), atomic_folder(folder) as temporary:
-        (temporary / "new").write_text("half")
-        raise KeyboardInterrupt
+    def write_and_be_interrupted():
+        with atomic_folder(folder) as temporary:
+            (temporary / "new").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_be_interrupted()
     assert contents(folder.parent) == {"folder/old": "whole"}
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
 
