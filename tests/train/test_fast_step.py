@@ -1,17 +1,17 @@
 """What makes a step fast changes nothing: it waits for no number, and may compute activations twice or compile."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
 
-from tests.train.conftest import tiny_config
 from tests.train.small_runs import assert_same_run, give_a_small_projection, make_small, small_shapes, train
+from tests.train.test_step import batch, objective
 from toco_train.backbone import Backbone
-from toco_train.data.loading import Batch
-from toco_train.model import ToCo
-from toco_train.step import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig, TokenContrast
+from toco_train.step import Phase
 
 ALL_LOSSES = Phase(from_step=0)
 
@@ -21,35 +21,9 @@ def _small_projection(monkeypatch):
     give_a_small_projection(monkeypatch)
 
 
-def objective():
-    torch.manual_seed(0)
-    return TokenContrast(
-        ToCo(tiny_config(decoder_channels=16)),
-        cam=CamConfig(),
-        contrast=ContrastConfig(num_local_crops=4, local_crop_size=32, negative_ratio=0.9),
-        regularization=RegularizationConfig(scale=1e-4),
-        weights=LossWeights(),
-    ).train()
-
-
-def batch(max_classes=2):
-    draw = torch.Generator().manual_seed(0)
-    view1, view2, local = torch.randint(256, (3, 2, 3, 64, 64), generator=draw, dtype=torch.uint8)
-    return Batch(
-        view1=view1,
-        view2=view2,
-        local=local,
-        boxes=torch.tensor([[0, 64, 0, 64], [5, 50, 3, 64]]),
-        image_labels=torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]]),
-        seeds=torch.tensor([5, 6]),
-        names=("first", "second"),
-        max_classes=max_classes,
-    )
-
-
 def take_a_step_without_values(max_classes):
     """Take a step on tensors that have shapes but no values: whoever asks for a value gets an error."""
-    own, images = objective(), batch(max_classes)
+    own, images = objective(), replace(batch(), max_classes=max_classes)
     without_values = FakeTensorMode(allow_non_fake_inputs=True)
     state = {name: without_values.from_tensor(value) for name, value in own.named_parameters()}
     with without_values:
@@ -64,13 +38,13 @@ def test_no_part_of_a_step_waits_for_a_value():
 
 
 def test_the_number_of_classes_that_comes_with_a_batch_changes_no_loss():
-    own = objective()
-    counted, given = (own(batch(number), ALL_LOSSES).parts for number in (None, 2))
+    own, images = objective(), batch()
+    counted, given = (own(replace(images, max_classes=number), ALL_LOSSES).parts for number in (None, 2))
     assert counted == given
 
 
 def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients_to_the_last_bit():
-    plain, again = objective(), objective()
+    plain, again, images = objective(), objective(), batch()
     again.model.backbone.activation_checkpointing = True
     kept, gradients = [], []
     for own in (plain, again):
@@ -81,7 +55,7 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients_to_the
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            total = own(batch(), ALL_LOSSES).total
+            total = own(images, ALL_LOSSES).total
         weights = {weight.untyped_storage().data_ptr() for weight in own.parameters()}
         kept.append(sum(size for place, size in sizes.items() if place not in weights))
         total.backward()
@@ -102,10 +76,10 @@ def graphs(monkeypatch):
 
 
 def test_compiled_blocks_share_a_graph_for_each_shape_and_are_compiled_once(graphs):
-    own, compiled = objective(), objective()
+    own, compiled, images = objective(), objective(), batch()
     compiled.model.backbone.compile_blocks()
     for _ in range(2):
-        assert compiled(batch(), ALL_LOSSES).parts == own(batch(), ALL_LOSSES).parts
+        assert compiled(images, ALL_LOSSES).parts == own(images, ALL_LOSSES).parts
         assert graphs() == 5  # with gradient: images, local crops; without: their flip at scale 1, scales 0.5 and 1.5
 
 

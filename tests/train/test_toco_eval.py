@@ -32,7 +32,15 @@ def run(shapes, tmp_path):
     """The run folder of a tiny network with seeded weights, for the data beside it."""
     spec = TINY_VIT.model_dump()
     config = load_config(
-        "demo", None, {"data.path": str(shapes), "model.backbone": spec, "model.image_size": 64, "cam.scales": [1.0]}
+        "demo",
+        None,
+        {
+            "data.path": str(shapes),
+            "model.backbone": spec,
+            "model.aux_block": -3,
+            "model.image_size": 64,
+            "cam.scales": [1.0],
+        },
     )
     classes = open_source(config.data, seed=0).classes
     config = config.model_copy(update={"model": config.model.model_copy(update={"classes": classes})})
