@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.plain_schedule import PlainTokenContrast
+from tests.train.small_runs import give_a_small_projection
 from toco_train.backbone import ViTSpec
 from toco_train.data.loading import Batch
 from toco_train.model import ModelConfig, ToCo
@@ -22,6 +23,11 @@ CONFIGS = {
     "regularization": RegularizationConfig(scale=1e-4),  # so large that an error in this loss would show in the total
     "weights": LossWeights(),
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_a_small_projection(monkeypatch)  # the usual one would be most of the work
 
 
 def _model() -> ToCo:
