@@ -172,9 +172,9 @@ class RunFolder:
             RunError: They cannot be written.
         """
         stem = f"step_{step:06d}" + (f"_process_{process}" if process else "")
-        columns = {name: [vars(batch)[name] for batch in batches] for name in vars(batches[0])}
-        names = [name for own in columns.pop("names") for name in own]
-        tensors = {name: torch.cat(values) for name, values in columns.items()}
+        names = [name for batch in batches for name in batch.names]
+        columns = [name for name, value in vars(batches[0]).items() if isinstance(value, torch.Tensor)]
+        tensors = {name: torch.cat([vars(batch)[name] for batch in batches]) for name in columns}
         views = ("view1", "view2", "local")
         rows = [[tensors[view][image].permute(1, 2, 0).numpy() for view in views] for image in range(len(names))]
         try:
