@@ -42,8 +42,8 @@ from benchmarks.training_step import add_network_arguments, recipe
 from toco.command import run_command
 from toco.errors import TocoError
 from toco.manifest import Profile, Shape
-from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel
-from toco_export.half import half_served_model
+from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, exported_model
+from toco_export.reduced import reduced_model
 from toco_train.model import ToCo
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ class Bench:
     @cached_property
     def half(self) -> ServedModel:
         """The served graph in fp16 where that is safe, on the device."""
-        return half_served_model(self.model).to(self.device).eval()
+        return ServedModel(reduced_model(self.model, "fp16")).to(self.device).eval()
 
     @cached_property
     def compiled_full(self) -> ServedModel:
@@ -128,12 +128,13 @@ class Bench:
         Raises:
             ExportError: It has no valid ONNX form with the versions here.
         """
-        from toco_export.onnx_export import export_onnx  # noqa: PLC0415  (slow to import, and not always asked for)
+        from toco_export.onnx_file import export_onnx  # noqa: PLC0415  (slow to import, and not always asked for)
 
         path = self._folder / f"{precision}.onnx"
         if not path.is_file():
-            served = half_served_model(self.model) if precision == "fp16" else ServedModel(self.model)
-            export_onnx(served.eval(), path)
+            half = precision == "fp16"
+            model = reduced_model(self.model, "fp16") if half else exported_model(self.model)
+            export_onnx(ServedModel(model).eval(), path, precision)
         return path
 
     def onnx_session(self, precision: Literal["fp32", "fp16"]) -> Any:

@@ -21,8 +21,11 @@ class Artefact(FrozenModel):
     """One file that a runtime can execute."""
 
     file: str = Field(description="File name in the version folder of the model 'toco', e.g. model.fp16.onnx.")
-    format: Literal["onnx", "tensorrt", "tensorrt-rtx"] = Field(description="What executes it.")
+    format: Literal["onnx", "onnx-data", "tensorrt", "tensorrt-rtx"] = Field(
+        description="What executes it; 'onnx-data' holds the weights of an ONNX file that is too large for one."
+    )
     precision: Precision = Field(description="Precision of its matrix products, read back from the artefact.")
+    kept_fp32: tuple[str, ...] = Field((), description="Layers left in fp32, which would overflow or lose the mask.")
     num_bytes: int = Field(gt=0, description="Size of the file.")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Checksum of the file.")
 
@@ -44,13 +47,22 @@ class Profile(FrozenModel):
 
 
 class Parity(FrozenModel):
-    """How well an artefact's answers agree with PyTorch's at one size, on real images."""
+    """How well an artefact's answers agree with PyTorch's at one size, on real images.
 
-    file: str = Field(description="The artefact, or 'torch-fp16' where no runtime here executes an fp16 engine.")
+    Logits are those at the patches' stride; what nothing here can read (an engine's) is missing.
+    """
+
+    file: str = Field(description="The artefact, or e.g. 'torch-fp16' where no runtime here computes in fp16.")
     shape: Shape
     num_images: int = Field(gt=0, description="Images compared.")
     mask_agreement: float = Field(ge=0, le=1, description="Share of pixels with the same label.")
+    mean_iou: float = Field(1.0, ge=0, le=1, description="Mean IoU between the masks over the labels of either.")
+    num_labels: int = Field(2, gt=0, description="Different labels in its masks: 1 is a collapse.")
     max_confidence_difference: int = Field(ge=0, le=255, description="Largest difference of confidence, of 255.")
+    max_logit_difference: float | None = Field(None, description="Largest difference of a logit.")
+    mean_logit_difference: float | None = Field(None, description="Mean difference of the logits.")
+    max_logit: float | None = Field(None, description="Largest magnitude of PyTorch's logits.")
+    latency_ms: float | None = Field(None, description="Time of one call with this batch, where it was measured.")
 
 
 class Manifest(FrozenModel):
@@ -67,7 +79,7 @@ class Manifest(FrozenModel):
     patch_size: int = Field(gt=0, description="Image sides must be multiples of it.")
     image_size: int = Field(gt=0, description="Side that the network was trained at, in pixels.")
     backbone: str = Field(description="timm name, or a description of the small ViT.")
-    opset: int = Field(gt=0, description="ONNX opset of the ONNX artefacts.")
+    opset: int = Field(gt=0, description="ONNX opset of the fp32 artefact; bf16 needs a later one.")
     profile: Profile
     artefacts: tuple[Artefact, ...]
     parity: tuple[Parity, ...]

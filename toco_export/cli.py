@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toco.command import CommandParser, print_error, run_command
+from toco.errors import ConfigError
+from toco.manifest import Shape
+from toco_export.config import ExportConfig, parse_shape
 
 PROG = "toco-export"
 EXIT_DISAGREES = 1
+PRECISIONS = ("fp32", "fp16", "bf16")
+TARGETS = ("onnx", "tensorrt", "tensorrt-rtx", "auto")
 
 
 @run_command(PROG)
@@ -18,11 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     from rich.console import Console  # noqa: PLC0415 (after parsing: --help must not wait for torch)
 
-    from toco_export.parity import ParityError  # noqa: PLC0415
-    from toco_export.pipeline import ExportConfig, export_run  # noqa: PLC0415
+    from toco_export.pipeline import export_run  # noqa: PLC0415
+    from toco_export.verification import ParityError  # noqa: PLC0415
 
     run = options.pop("run")
     repository = options.pop("repository", run / "repository")
+    if options.pop("fp16", False):
+        options["precisions"] = [*options.get("precisions", ()), "fp16"]
     try:
         export_run(run, repository, ExportConfig(**options), Console())
     except ParityError as error:
@@ -36,12 +43,34 @@ def _parser() -> CommandParser:
     parser.argument_default = argparse.SUPPRESS  # what is not given is left to ExportConfig
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder that toco-train wrote")
     parser.add_argument(
-        "--fp16", action="store_true", help="add an fp16 ONNX file and a TensorRT-RTX engine made of it"
-    )
+        "--precision", dest="precisions", nargs="+", action="extend", choices=PRECISIONS, metavar="P",
+        help=f"what to multiply in, one or more of {', '.join(PRECISIONS)} (default: fp32)",
+    )  # fmt: skip
+    parser.add_argument("--fp16", action="store_true", help="short for --precision fp16")
+    parser.add_argument(
+        "--target", choices=TARGETS, help="ONNX files alone, or an engine of each precision too (default: auto, the "
+        "engine whose library is here)",
+    )  # fmt: skip
+    for name, what in (("min", "smallest"), ("opt", "tuned"), ("max", "largest")):
+        parser.add_argument(
+            f"--{name}", type=_shape, metavar="SHAPE", help=f"{what} batch and size: BATCHxSIDE or BATCHxHEIGHTxWIDTH"
+        )
+    parser.add_argument("--static", action="store_true", help="fix height and width at those of --opt")
     parser.add_argument(
         "--repository", type=Path, metavar="DIR", help="model repository to write (default: RUN/repository)"
     )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of real images to check with (default: the run's data set)"
     )
+    parser.add_argument("--workspace-gib", type=float, metavar="GIB", help="memory that an engine's layers may use")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT's kernel timings, to use again")
+    parser.add_argument("--portable", action="store_true", help="a TensorRT engine for other GPUs and versions too")
     return parser
+
+
+def _shape(text: str) -> Shape:
+    """Read a shape as argparse wants it."""
+    try:
+        return parse_shape(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -13,33 +13,24 @@ import timm
 import torch
 
 import toco
-from toco.manifest import Artefact, Manifest, Parity, Precision, Profile, Shape, sha256_of
+from toco.manifest import Artefact, Manifest, Parity, Precision, Profile, sha256_of
 from toco.palette import voc_palette
-from toco_export.engine import EngineReport, Target
-from toco_export.onnx_export import OPSET
+from toco_export.engine_report import EngineReport
+from toco_export.tracing import OPSET
 from toco_train.model import ModelConfig, ToCo
 
-MAX_BATCH = 8
 
-
-def default_profile(image_size: int, patch_size: int) -> Profile:
-    """Return the inputs that an engine takes: 1 to 8 images, 4 patches to twice the training size a side."""
-    smallest = min(4 * patch_size, image_size)
-    return Profile(
-        min=Shape(batch=1, height=smallest, width=smallest),
-        opt=Shape(batch=1, height=image_size, width=image_size),
-        max=Shape(batch=MAX_BATCH, height=2 * image_size, width=2 * image_size),
-    )
-
-
-def describe_artefact(path: Path, kind: Target | None, precision: Precision) -> Artefact:
-    """Describe a finished file: an engine of ``kind``, or ONNX."""
-    return Artefact(
-        file=path.name,
-        format=kind or "onnx",
-        precision=precision,
-        num_bytes=path.stat().st_size,
-        sha256=sha256_of(path),
+def describe_artefact(path: Path, kind: str, precision: Precision, kept_fp32: Sequence[str] = ()) -> Artefact:
+    """Describe a finished file of a format of the manifest; ``kept_fp32`` names layers left in fp32."""
+    return Artefact.model_validate(
+        {
+            "file": path.name,
+            "format": kind,
+            "precision": precision,
+            "kept_fp32": kept_fp32,
+            "num_bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
     )
 
 
@@ -56,9 +47,9 @@ def describe_export(
     profile: Profile,
     artefacts: Sequence[Artefact],
     parities: Sequence[Parity],
-    report: EngineReport | None,
+    engines: Sequence[EngineReport],
 ) -> Manifest:
-    """Describe an export whole; ``report`` is the engine's, if there is one."""
+    """Describe an export whole; ``engines`` are those that were built."""
     config = model.config
     palette = voc_palette(len(config.classes) + 1).tolist()
     versions = {
@@ -79,6 +70,6 @@ def describe_export(
         profile=profile,
         artefacts=tuple(artefacts),
         parity=tuple(parities),
-        versions=versions | ({report.module: report.version} if report else {}),
+        versions=versions | {engine.module: engine.version for engine in engines},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

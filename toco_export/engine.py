@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from toco.errors import ExportError
-from toco.files import atomic_path
-from toco.manifest import Precision, Profile, Shape
-from toco_export.engine_report import EngineLayer, engine_precision, layers_of_inspector, layers_of_log
+from toco.files import atomic_path, write_atomic
+from toco.manifest import Profile, Shape
+from toco_export.config import Engine
+from toco_export.engine_report import EngineLayer, EngineReport, layers_of_inspector, layers_of_log
 from toco_export.graph import INPUT_NAME
 
 logger = logging.getLogger(__name__)
 
-Target = Literal["tensorrt-rtx", "tensorrt"]
 Progress = Callable[[str], None]
 
 
@@ -30,37 +30,35 @@ class EngineLibraryError(ExportError):
 
 @dataclass(frozen=True)
 class EngineLibrary:
-    """Where an engine builder comes from: the module to import, the package to install, the file that it makes."""
+    """Where an engine builder comes from: the module to import, the package to install, the suffix of its files."""
 
     module: str
     package: str
-    file: str
+    suffix: str
 
 
-LIBRARIES: dict[Target, EngineLibrary] = {
-    "tensorrt-rtx": EngineLibrary("tensorrt_rtx", "tensorrt-rtx-cu13", "model.rtx"),
-    "tensorrt": EngineLibrary("tensorrt", "tensorrt", "model.plan"),
+LIBRARIES: dict[Engine, EngineLibrary] = {
+    "tensorrt-rtx": EngineLibrary("tensorrt_rtx", "tensorrt-rtx-cu13", ".rtx"),
+    "tensorrt": EngineLibrary("tensorrt", "tensorrt", ".plan"),
 }
 
 
 @dataclass(frozen=True)
-class EngineReport:
-    """What was built.
+class BuildOptions:
+    """How an engine is built.
 
     Attributes:
-        precision: Precision of the matrix products, read back from the engine.
-        layers: The engine's layers.
-        module: The library's module.
-        version: Its version: only the same version loads the engine.
+        workspace_gib: Memory that a layer may use beside the weights, in GiB.
+        timing_cache: File of kernel timings to reuse and add to; TensorRT-RTX has none.
+        portable: For other GPUs (Ampere and later) and later versions too; TensorRT only.
     """
 
-    precision: Precision
-    layers: tuple[EngineLayer, ...]
-    module: str
-    version: str
+    workspace_gib: float = 4.0
+    timing_cache: Path | None = None
+    portable: bool = False
 
 
-def load_library(target: Target) -> Any:
+def load_library(target: Engine) -> Any:
     """Import the builder of a target.
 
     Raises:
@@ -77,9 +75,15 @@ def load_library(target: Target) -> Any:
 
 
 def build_engine(
-    onnx_file: Path, engine_file: Path, profile: Profile, *, target: Target, progress: Progress
+    onnx_file: Path,
+    engine_file: Path,
+    profile: Profile,
+    *,
+    target: Engine,
+    progress: Progress,
+    options: BuildOptions = BuildOptions(),
 ) -> EngineReport:
-    """Build an engine from an ONNX file, in the precision that the file states, and read that precision back.
+    """Build an engine from an ONNX file, in the types that the file states, and read back what it is made of.
 
     Args:
         onnx_file: The graph; the network is strongly typed, so every type in it is kept.
@@ -87,24 +91,49 @@ def build_engine(
         profile: The range of inputs that it takes, and the one that it is tuned for.
         target: Which library builds it.
         progress: Called with a short text as building goes on.
+        options: How it is built.
 
     Raises:
         EngineLibraryError: The library is not installed.
-        ExportError: The ONNX file does not parse, the build fails, or products are of mixed precision.
+        ExportError: The ONNX file does not parse, or the build fails.
     """
     trt = load_library(target)
+    if options.portable and target == "tensorrt-rtx":
+        raise ExportError("engines of TensorRT-RTX run on all RTX GPUs as they are; leave --portable out")
     log = _build_log(trt)
     with _held_interrupt() as interrupted:
-        plan = _build(trt, log, onnx_file, profile, _build_monitor(trt, progress, interrupted))
+        builder = trt.Builder(log)
+        config = _configure(trt, builder, profile, options)
+        monitor = _build_monitor(trt, progress, interrupted)  # a name of its own: the library holds none
+        config.progress_monitor = monitor
+        plan = _build(trt, log, builder, config, onnx_file)
         layers = _read_back(trt, log, plan)
+    if options.timing_cache:
+        write_atomic(options.timing_cache, bytes(config.get_timing_cache().serialize()))
     with atomic_path(engine_file) as temporary:
         temporary.write_bytes(plan)
-    return EngineReport(engine_precision(layers), tuple(layers), LIBRARIES[target].module, trt.__version__)
+    return EngineReport(tuple(layers), LIBRARIES[target].module, trt.__version__)
 
 
-def _build(trt: Any, log: Any, onnx_file: Path, profile: Profile, monitor: Any) -> Any:
+def _configure(trt: Any, builder: Any, profile: Profile, options: BuildOptions) -> Any:
+    """State inputs, memory, timings and compatibility."""
+    config = builder.create_builder_config()
+    shapes = builder.create_optimization_profile()
+    shapes.set_shape(INPUT_NAME, *(_dimensions(shape) for shape in (profile.min, profile.opt, profile.max)))
+    config.add_optimization_profile(shapes)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the report names layers without their types
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, round(options.workspace_gib * 2**30))
+    if options.timing_cache:
+        known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    if options.portable:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    return config
+
+
+def _build(trt: Any, log: Any, builder: Any, config: Any, onnx_file: Path) -> Any:
     """Parse and build; return the serialised engine, a buffer."""
-    builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(onnx_file)):
@@ -112,19 +141,13 @@ def _build(trt: Any, log: Any, onnx_file: Path, profile: Profile, monitor: Any) 
         causes = [f"{error.node_operator()} node {error.node_name()!r}: {error.desc()}" for error in errors]
         raise ExportError(
             f"TensorRT {trt.__version__} cannot parse {onnx_file.name}: {'; '.join(causes) or log.last_error}; "
-            "install another version of it, or export without --fp16"
+            "install another version of it, or export with --target onnx"
         )
-    config = builder.create_builder_config()
-    shapes = builder.create_optimization_profile()
-    shapes.set_shape(INPUT_NAME, *(_dimensions(shape) for shape in (profile.min, profile.opt, profile.max)))
-    config.add_optimization_profile(shapes)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the report names layers without their types
-    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(
             f"TensorRT {trt.__version__} cannot build {onnx_file.name}: {log.last_error or 'it does not say why'}; "
-            "install another version of it, or export without --fp16"
+            "install another version of it, or export with --target onnx"
         )
     return plan
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toco.errors import ExportError
 from toco.manifest import Precision
 
 # Kinds of layer that multiply matrices, in the words of TensorRT and of its compiler back end ("correlation" is a
 # convolution, "runtime_fusion" a matrix product with what follows it).
-PRODUCT_KIND = re.compile(
-    r"gemm|correlation|runtime_fusion|conv(?!er)|matmul|matrix_?multiply|mha|attention", re.IGNORECASE
-)
+PRODUCT_KIND = re.compile(r"gemm|correlation|runtime_fusion|conv(?!er)|matmul|matrix_?multiply", re.IGNORECASE)
+
+ATTENTION = re.compile(r"mha|attention", re.IGNORECASE)
 
 PRECISIONS: dict[str, Precision] = {
     "half": "fp16",
@@ -49,6 +47,16 @@ class EngineLayer:
     kind: str
     input_types: tuple[str, ...]
 
+    @property
+    def is_attention(self) -> bool:
+        """Whether it is a whole attention: both products and the softmax between them."""
+        return bool(ATTENTION.search(self.kind) or ATTENTION.search(self.name))
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies matrices."""
+        return self.is_attention or bool(PRODUCT_KIND.search(self.kind))
+
 
 def layers_of_inspector(text: str) -> list[EngineLayer]:
     """Read the engine inspector's JSON, made from an engine with detailed profiling."""
@@ -67,26 +75,39 @@ def layers_of_log(text: str) -> list[EngineLayer]:
     ]
 
 
-def engine_precision(layers: Sequence[EngineLayer]) -> Precision:
-    """Return the precision in which all matrix products of an engine run.
+@dataclass(frozen=True)
+class EngineReport:
+    """What was built.
 
-    Raises:
-        ExportError: They are of more than one precision, or there is none.
+    Attributes:
+        layers: The engine's layers.
+        module: The library's module.
+        version: Its version: only the same version loads the engine.
     """
-    found = count_product_types(layers)
-    if len(found) != 1 or not found.keys() <= set(PRECISIONS.values()):
-        counts = ", ".join(f"{count} in {name}" for name, count in found.most_common())
-        raise ExportError(
-            f"the engine's matrix products are {counts or 'not to be found in its report'}, expected one precision: "
-            "this version of TensorRT changed what the network asks for; try another one, or export without --fp16"
+
+    layers: tuple[EngineLayer, ...]
+    module: str
+    version: str
+
+    @property
+    def product_types(self) -> Counter[str]:
+        """Layers that multiply matrices by the precision of what they multiply; unknown types by their name."""
+        types = (layer.input_types[0] for layer in self.layers if layer.input_types and layer.is_product)
+        return Counter(PRECISIONS.get(name.lower(), name) for name in types)
+
+    @property
+    def num_fused_attention(self) -> int:
+        """Layers that are a whole attention."""
+        return sum(layer.is_attention for layer in self.layers)
+
+    def summary(self) -> str:
+        """Say what the engine is made of."""
+        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(x.kind for x in self.layers).most_common())
+        products = ", ".join(f"{name} {count}" for name, count in self.product_types.most_common())
+        return (
+            f"{self.module} {self.version}: {len(self.layers)} layers ({kinds}); matrix products in {products}; "
+            f"fused attention in {self.num_fused_attention} layers."
         )
-    return PRECISIONS[next(iter(found))]
-
-
-def count_product_types(layers: Sequence[EngineLayer]) -> Counter[str]:
-    """Count the layers that multiply matrices by the precision of what they multiply; unknown types by their name."""
-    types = (layer.input_types[0] for layer in layers if layer.input_types and PRODUCT_KIND.search(layer.kind))
-    return Counter(PRECISIONS.get(name.lower(), name) for name in types)
 
 
 def _type_of(tensor: dict[str, Any]) -> str:

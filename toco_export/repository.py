@@ -1,9 +1,8 @@
-"""The model repository that Triton serves: written whole or not at all, its configuration made from the manifest."""
+"""The model repository that Triton serves: its configuration made from the manifest."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,7 +12,6 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 
 from toco.errors import ExportError
-from toco.files import atomic_folder
 from toco.manifest import Artefact, Manifest, sha256_of, write_manifest
 
 VERSION = 1
@@ -29,30 +27,31 @@ IMAGE_INSTANCES = 4
 ASPECT_RATIOS = (1.0, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0, 4.0)
 
 
-def write_repository(folder: Path, manifest: Manifest, artefacts: Mapping[str, Path]) -> None:
-    """Write a model repository, whole or not at all; one that stood at ``folder`` stays until the new one is complete.
+def artefact_folder(repository: Path) -> Path:
+    """Return the folder of a model repository that holds the artefacts."""
+    return repository / MODEL / str(VERSION)
+
+
+def complete_repository(folder: Path, manifest: Manifest) -> None:
+    """Make a model repository of a folder that holds the artefacts: add manifest, configurations and models' code.
 
     Args:
-        folder: Where: gets ``manifest.json``, ``toco/`` and ``toco_image/``.
+        folder: Where; its ``artefact_folder`` holds what the manifest describes, and nothing else.
         manifest: What is served; every configuration value comes from it.
-        artefacts: For each artefact of the manifest, by its file name, where it lies now.
 
     Raises:
         ExportError: An artefact is missing, left over or not the one that the manifest describes; there is no fp32
-            ONNX file; or the image size does not fit the manifest's patch size and profile.
+            ONNX file; or the tuned size does not fit the manifest's patch size and profile.
     """
     configs = {MODEL: model_config(manifest), IMAGE_MODEL: image_model_config(manifest)}
-    _check_artefacts(manifest, artefacts)
-    with atomic_folder(folder) as temporary:
-        for name, config in configs.items():
-            version = temporary / name / str(VERSION)
-            version.mkdir(parents=True)
-            (temporary / name / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
-            code = resources.files("triton_models") / name / str(VERSION) / "model.py"
-            (version / "model.py").write_bytes(code.read_bytes())
-        for name, source in artefacts.items():
-            shutil.copyfile(source, temporary / MODEL / str(VERSION) / name)
-        write_manifest(temporary, manifest)
+    _check_artefacts(manifest, artefact_folder(folder))
+    for name, config in configs.items():
+        version = folder / name / str(VERSION)
+        version.mkdir(parents=True, exist_ok=True)
+        (folder / name / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
+        code = resources.files("triton_models") / name / str(VERSION) / "model.py"
+        (version / "model.py").write_bytes(code.read_bytes())
+    write_manifest(folder, manifest)
 
 
 def model_config(manifest: Manifest) -> triton.ModelConfig:
@@ -109,42 +108,41 @@ def image_model_config(manifest: Manifest) -> triton.ModelConfig:
 
 
 def size_buckets(manifest: Manifest) -> list[tuple[int, int]]:
-    """Return the ``(height, width)`` that images are resized to: the longest side ``image_size``, few shapes.
+    """Return the ``(height, width)`` that images are resized to: the tuned size, and few others of its longest side.
 
     Raises:
-        ExportError: ``image_size`` is not a multiple of the patch size, or outside the profile.
+        ExportError: The tuned size is not a multiple of the patch size, or outside the profile.
     """
-    longest, patch, low, high = manifest.image_size, manifest.patch_size, manifest.profile.min, manifest.profile.max
-    if longest % patch:
-        raise ExportError(f"image size {longest} is not a multiple of the patch size {patch}; export with another size")
-    sizes: set[tuple[int, int]] = set()
+    patch, low, opt, high = manifest.patch_size, manifest.profile.min, manifest.profile.opt, manifest.profile.max
+    if opt.height % patch or opt.width % patch:
+        raise ExportError(
+            f"the tuned size {opt.height}x{opt.width} is not a multiple of the patch size {patch}; export with another"
+        )
+    if not (low.height <= opt.height <= high.height and low.width <= opt.width <= high.width):
+        raise ExportError(
+            f"the tuned size {opt.height}x{opt.width} is outside the profile, {low.height}x{low.width} to "
+            f"{high.height}x{high.width}; export with a profile that holds it"
+        )
+    longest = max(opt.height, opt.width)
+    sizes = {(opt.height, opt.width)}
     for ratio in ASPECT_RATIOS:
         shortest = max(patch, round(longest / ratio / patch) * patch)
         sizes |= {(shortest, longest), (longest, shortest)}
-    fitting = [(h, w) for h, w in sizes if low.height <= h <= high.height and low.width <= w <= high.width]
-    if (longest, longest) not in fitting:
-        raise ExportError(
-            f"image size {longest} is outside the profile, {low.height}x{low.width} to {high.height}x{high.width}; "
-            "export with a profile that holds it"
-        )
-    return sorted(fitting)
+    return sorted((h, w) for h, w in sizes if low.height <= h <= high.height and low.width <= w <= high.width)
 
 
-def _check_artefacts(manifest: Manifest, artefacts: Mapping[str, Path]) -> None:
+def _check_artefacts(manifest: Manifest, folder: Path) -> None:
     """Compare the files with what the manifest says of them."""
     described = {artefact.file: artefact for artefact in manifest.artefacts}
-    if described.keys() != artefacts.keys():
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if described.keys() != found:
         raise ExportError(
-            f"the artefacts are {', '.join(sorted(artefacts)) or 'none'}, "
+            f"the artefacts are {', '.join(sorted(found)) or 'none'}, "
             f"but the manifest describes {', '.join(sorted(described)) or 'none'}; give every one that it describes"
         )
-    for name, source in artefacts.items():
-        if Path(name).name != name:
-            raise ExportError(f"artefact name {name!r} is a path; expected a plain file name")
-        if not source.is_file():
-            raise ExportError(f"artefact {name} is missing: there is no file {source}; export it again")
-        if sha256_of(source) != described[name].sha256:
-            raise ExportError(f"{source} is not the {name} of the manifest: its SHA-256 differs; export it again")
+    for name, artefact in described.items():
+        if sha256_of(folder / name) != artefact.sha256:
+            raise ExportError(f"{folder / name} is not that of the manifest: its SHA-256 differs; export it again")
 
 
 def _onnx_files(manifest: Manifest) -> dict[str, str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from toco.errors import TocoError
+from toco.errors import ExportError, TocoError
 
 
 class Stage:
@@ -27,10 +27,16 @@ class Stage:
 
 
 class Stages:
-    """Runs named stages one after the other on a console."""
+    """Runs named stages one after the other on a console.
+
+    Attributes:
+        console: Where they are shown.
+        seconds: Time of each stage that ended well; one that ran several times counts all of them.
+    """
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.seconds: dict[str, float] = {}
+        self.console = console
 
     @contextmanager
     def stage(self, name: str, task: str) -> Iterator[Stage]:
@@ -42,14 +48,20 @@ class Stages:
 
         Raises:
             TocoError: What the block raised, of the same class, its message led by the stage's name.
+            ExportError: A file could not be written.
         """
         start = perf_counter()
-        with self._console.status(f"{name}: {escape(task)}") as status:
+        with self.console.status(f"{name}: {escape(task)}") as status:
             stage = Stage(name, status)
             try:
                 yield stage
             except TocoError as error:
                 raise type(error)(f"{name} failed: {error}") from error
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise ExportError(f"{name} failed: a file cannot be written ({reason}); make room, or give another "
+                                  "place with --repository") from error  # fmt: skip
         seconds = perf_counter() - start
-        line = f"[bold]{name:<7}[/bold]{seconds:6.1f} s  {escape(stage.outcome or task)}"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        line = f"[bold]{name:<9}[/bold]{seconds:6.1f} s  {escape(stage.outcome or task)}"
+        self.console.print(line, highlight=False, soft_wrap=True)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from small_run import CONFIG, Exported, colour_blocks, fit_to_colours
 
-from toco_export import pipeline
+from toco_export import export, onnx_file
 from toco_export.cli import main
 from toco_export.graph import ServedModel
 from toco_train.model import ToCo, load_run
@@ -59,11 +61,13 @@ def exported(run_folder: Path) -> Exported:
 
 @pytest.fixture
 def traced_before(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Let the pipeline take the ONNX files of the full export instead of tracing again; call it to name another."""
-    sources: dict[str, Path] = {}
+    """Let the export take the graphs of the full export instead of tracing again; call it to name another for fp32."""
+    sources = {"fp32": exported.artefacts / "model.onnx", "fp16": exported.artefacts / "model.fp16.onnx"}
 
-    def copy_instead(served: ServedModel, path: Path) -> None:
-        shutil.copyfile(sources.get(path.name, exported.artefacts / path.name), path)
+    def load_instead(served: ServedModel, *_: Any) -> ir.Model:
+        reduced = any(parameter.dtype == torch.float16 for parameter in served.parameters())
+        return ir.load(sources["fp16" if reduced else "fp32"])
 
-    monkeypatch.setattr(pipeline, "export_onnx", copy_instead)
-    return lambda source: sources.update({source.name: source})
+    monkeypatch.setattr(export, "trace_onnx", load_instead)
+    monkeypatch.setattr(onnx_file, "trace_onnx", load_instead)
+    return lambda source: sources.update(fp32=source)

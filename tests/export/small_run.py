@@ -67,6 +67,10 @@ class Exported:
     def artefacts(self) -> Path:
         return self.repository / "toco" / "1"
 
+    @property
+    def report(self) -> str:
+        return (self.repository / "export_report.md").read_text(encoding="utf-8")
+
 
 def save_perturbed(source: Path, target: Path) -> Path:
     """Copy an ONNX file with the weights of its last convolution in another order."""

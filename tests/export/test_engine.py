@@ -8,22 +8,18 @@ from pathlib import Path
 
 import onnx
 import pytest
+import tensorrt_rtx
 from onnx import TensorProto, helper
 from small_run import Exported
 
 from toco.errors import ExportError
 from toco.manifest import Profile, Shape
-from toco_export.description import default_profile
-from toco_export.engine import EngineLibraryError, build_engine
-from toco_export.engine_report import (
-    EngineLayer,
-    count_product_types,
-    engine_precision,
-    layers_of_inspector,
-    layers_of_log,
-)
+from toco_export.config import ExportConfig, resolve_profile
+from toco_export.engine import BuildOptions, EngineLibraryError, _configure, build_engine
+from toco_export.engine_report import EngineLayer, EngineReport, layers_of_inspector, layers_of_log
+from toco_export.onnx_file import require_precision
 
-PROFILE = default_profile(64, 8)
+PROFILE = resolve_profile(ExportConfig(), 64, 8)
 
 INSPECTOR_JSON = """{"Layers": [
  {"Name": "copy", "LayerType": "Reformat", "Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP32"}]},
@@ -52,11 +48,8 @@ def test_an_engine_is_built_without_a_gpu_in_the_precision_of_its_file(
 ):
     engine = tmp_path / "model.rtx"
     report = build_engine(exported.artefacts / file, engine, PROFILE, target="tensorrt-rtx", progress=silent)
-    assert report.precision == precision
-    assert set(count_product_types(report.layers)) == {precision}
-    assert count_product_types(report.layers)[precision] >= 4 * 4 + 4, (
-        "four products a block at least, and four convolutions"
-    )
+    assert set(report.product_types) == {precision}
+    assert report.product_types[precision] >= 4 * 4 + 4, "four products a block at least, and four convolutions"
     assert engine.stat().st_size > 100_000
     assert report.module == "tensorrt_rtx"
     assert report.version.startswith("1.")
@@ -133,26 +126,70 @@ def test_the_builders_log_is_read_with_the_types_of_inputs_alone():
         ("cast", "kgen", ("UInt8",)),
         ("fc", "gemm", ("Half", "Half")),
     ]
-    assert engine_precision(layers) == "fp16"
+    assert report_of(*layers).product_types == {"fp16": 1}
+
+
+def report_of(*layers: EngineLayer) -> EngineReport:
+    return EngineReport(layers, "tensorrt", "9.9")
 
 
 def test_two_names_of_one_precision_are_one_precision():
-    assert (
-        engine_precision([EngineLayer("a", "gemm", ("Half",)), EngineLayer("b", "CaskConvolution", ("FP16",))])
-        == "fp16"
+    report = report_of(EngineLayer("a", "gemm", ("Half",)), EngineLayer("b", "CaskConvolution", ("FP16",)))
+    assert report.product_types == {"fp16": 2}
+
+
+def test_a_fused_attention_is_counted_and_counts_as_a_product():
+    report = report_of(EngineLayer("_gemm_mha_v2_8", "kgen", ("Half",)), EngineLayer("x", "kgen", ("Float",)))
+    assert (report.num_fused_attention, report.product_types) == (1, {"fp16": 1})
+    assert report.summary() == (
+        "tensorrt 9.9: 2 layers (kgen 2); matrix products in fp16 1; fused attention in 1 layers."
     )
 
 
-def test_an_engine_of_mixed_precision_is_refused():
-    layers = [
-        EngineLayer("a", "gemm", ("Half",)),
-        EngineLayer("b", "gemm", ("Float",)),
-        EngineLayer("c", "gemm", ("Half",)),
-    ]
-    with pytest.raises(ExportError, match="products are 2 in fp16, 1 in fp32, expected one precision"):
-        engine_precision(layers)
+def test_the_attention_of_a_half_precision_engine_is_fused_in_every_block(exported: Exported):
+    [note] = [line for line in exported.report.splitlines() if "model.fp16.rtx: tensorrt_rtx" in line]
+    assert "fused attention in 4 layers" in note
+
+
+def test_an_engine_in_another_precision_than_asked_for_is_refused():
+    found = report_of(EngineLayer("a", "gemm", ("Float",)), EngineLayer("b", "gemm", ("Half",))).product_types
+    with pytest.raises(ExportError, match=r"products of model\.rtx are 1 in fp32, 1 in fp16, expected fp16: the types"):
+        require_precision(found, "fp16", 0, "model.rtx")
+    require_precision(found, "fp16", 1, "model.rtx")  # as many may be fp32 as were kept
 
 
 def test_an_engine_that_reports_no_product_is_refused():
-    with pytest.raises(ExportError, match="not to be found in its report"):
-        engine_precision([EngineLayer("a", "kgen", ("Half",))])
+    with pytest.raises(ExportError, match="are not to be found, expected fp16"):
+        require_precision(report_of(EngineLayer("a", "kgen", ("Half",))).product_types, "fp16", 0, "model.rtx")
+
+
+def test_memory_timings_and_compatibility_reach_the_builder(tmp_path: Path):
+    trt = tensorrt_rtx
+    cache = tmp_path / "timings"
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    config = _configure(trt, builder, PROFILE, BuildOptions(workspace_gib=0.5, timing_cache=cache, portable=True))
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**29
+    assert config.get_timing_cache() is not None
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    plain = _configure(trt, builder, PROFILE, BuildOptions())
+    assert not plain.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+
+def test_a_timing_cache_is_written_and_read_again(exported: Exported, tmp_path: Path):
+    options = BuildOptions(timing_cache=tmp_path / "cache" / "timings")
+    for _ in range(2):
+        source, engine = exported.artefacts / "model.fp16.onnx", tmp_path / "model.rtx"
+        build_engine(source, engine, PROFILE, target="tensorrt-rtx", progress=silent, options=options)
+        assert options.timing_cache.stat().st_size > 0
+
+
+def test_a_portable_rtx_engine_is_refused_for_it_is_one(exported: Exported, tmp_path: Path):
+    with pytest.raises(ExportError, match="run on all RTX GPUs as they are; leave --portable out"):
+        build_engine(
+            exported.artefacts / "model.onnx",
+            tmp_path / "model.rtx",
+            PROFILE,
+            target="tensorrt-rtx",
+            progress=silent,
+            options=BuildOptions(portable=True),
+        )

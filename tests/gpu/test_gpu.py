@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toco_export.graph import ServedModel
-from toco_export.half import half_served_model
+from toco_export.reduced import reduced_model
 from toco_train.backbone import ViTSpec
 from toco_train.cam import PixelAdaptiveRefinement
 from toco_train.data.loading import Batch
@@ -148,7 +148,7 @@ def test_a_step_in_bf16_leaves_finite_losses_and_weights() -> None:
 
 def test_the_fp16_graph_gives_the_labels_of_fp32() -> None:
     model = _fit_to_colours()
-    full, half = ServedModel(model).to(GPU), half_served_model(model).to(GPU)
+    full, half = ServedModel(model).to(GPU), ServedModel(reduced_model(model, "fp16")).to(GPU)
     images, labels = _colour_blocks(torch.Generator().manual_seed(1), 16)
     with torch.inference_mode():
         (mask, confidence), (half_mask, half_confidence) = full(images), half(images)

@@ -1,6 +1,7 @@
 """The model repository that ``toco_export.repository`` writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,19 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from toco.errors import ExportError
 from toco.manifest import Profile, Shape, read_manifest
-from toco_export.repository import size_buckets, write_repository
+from toco_export.repository import artefact_folder, complete_repository, size_buckets
 
 
 @pytest.fixture
-def onnx_file(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
+def folder(tmp_path: Path) -> Path:
+    """A folder that holds the artefact and is to become a repository."""
+    (tmp_path / "repository/toco/1").mkdir(parents=True)
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def onnx_file(folder: Path) -> Path:
+    path = artefact_folder(folder) / "model.onnx"
     write_toy_onnx(path)
     return path
 
@@ -90,14 +98,13 @@ def test_a_configuration_reads_back_to_what_was_written(repository):
         assert text_format.MessageToString(read_config(repository, model)) == text
 
 
-def test_the_fp16_graph_is_named_where_there_is_one(onnx_file, tmp_path):
+def test_the_fp16_graph_is_named_where_there_is_one(onnx_file, folder):
     fp32 = toy_manifest(onnx_file).artefacts[0]
     fp16 = fp32.model_copy(update={"file": "model.fp16.onnx", "precision": "fp16"})
-    manifest = toy_manifest(onnx_file, artefacts=(fp32, fp16))
-    write_repository(tmp_path / "repository", manifest, {"model.onnx": onnx_file, "model.fp16.onnx": onnx_file})
-    stated = parameters(read_config(tmp_path / "repository", "toco"))
+    shutil.copyfile(onnx_file, artefact_folder(folder) / "model.fp16.onnx")
+    complete_repository(folder, toy_manifest(onnx_file, artefacts=(fp32, fp16)))
+    stated = parameters(read_config(folder, "toco"))
     assert (stated["onnx_fp32"], stated["onnx_fp16"]) == ("model.onnx", "model.fp16.onnx")
-    assert (tmp_path / "repository/toco/1/model.fp16.onnx").read_bytes() == onnx_file.read_bytes()
 
 
 def test_buckets_are_camera_shapes_rounded_to_the_patch_and_within_the_profile(onnx_file):
@@ -109,50 +116,45 @@ def test_buckets_are_camera_shapes_rounded_to_the_patch_and_within_the_profile(o
     assert sorted((w, h) for h, w in buckets) == buckets
 
 
+def test_the_buckets_of_a_static_export_are_its_one_size(onnx_file):
+    profile = Profile(min=square(1, 448), opt=square(1, 448), max=square(8, 448))
+    assert size_buckets(toy_manifest(onnx_file, profile=profile)) == [(448, 448)]
+    shape = Shape(batch=1, height=272, width=432)
+    assert size_buckets(toy_manifest(onnx_file, profile=Profile(min=shape, opt=shape, max=shape))) == [(272, 432)]
+
+
 @pytest.mark.parametrize(
-    ("image_size", "message"),
+    ("size", "message"),
     [
-        (100, "image size 100 is not a multiple of the patch size 16; export with another size"),
-        (528, "image size 528 is outside the profile, 32x32 to 512x512; export with a profile that holds it"),
+        (100, "the tuned size 100x100 is not a multiple of the patch size 16; export with another"),
+        (528, "the tuned size 528x528 is outside the profile, 32x32 to 512x512; export with a profile that holds it"),
     ],
 )
-def test_an_image_size_that_does_not_fit_is_refused(onnx_file, tmp_path, image_size, message):
+def test_a_tuned_size_that_does_not_fit_is_refused(onnx_file, folder, size, message):
+    profile = Profile(min=square(1, 32), opt=square(1, size), max=square(8, 512))
     with pytest.raises(ExportError) as caught:
-        write_repository(tmp_path / "r", toy_manifest(onnx_file, image_size=image_size), {"model.onnx": onnx_file})
+        complete_repository(folder, toy_manifest(onnx_file, profile=profile))
     assert str(caught.value) == message
 
 
-def test_artefacts_that_are_not_the_manifests_are_refused(onnx_file, tmp_path):
-    manifest, folder = toy_manifest(onnx_file), tmp_path / "repository"
+def test_artefacts_that_are_not_the_manifests_are_refused(onnx_file, folder):
+    manifest = toy_manifest(onnx_file)
+    onnx_file.rename(onnx_file.with_name("other.onnx"))
     with pytest.raises(ExportError) as caught:
-        write_repository(folder, manifest, {"other.onnx": onnx_file})
+        complete_repository(folder, manifest)
     assert str(caught.value) == (
         "the artefacts are other.onnx, but the manifest describes model.onnx; give every one that it describes"
     )
-    with pytest.raises(ExportError, match=r"artefact model\.onnx is missing: there is no file .*none"):
-        write_repository(folder, manifest, {"model.onnx": tmp_path / "none"})
+    onnx_file.with_name("other.onnx").unlink()
+    with pytest.raises(ExportError, match=r"the artefacts are none, but the manifest describes model\.onnx"):
+        complete_repository(folder, manifest)
     onnx_file.write_bytes(b"changed since")
-    with pytest.raises(ExportError, match=r"is not the model\.onnx of the manifest: its SHA-256 differs"):
-        write_repository(folder, manifest, {"model.onnx": onnx_file})
-    assert not folder.exists()
+    with pytest.raises(ExportError, match=r"model\.onnx is not that of the manifest: its SHA-256 differs"):
+        complete_repository(folder, manifest)
+    assert not (folder / "manifest.json").exists()
 
 
-def test_a_manifest_without_an_fp32_graph_is_refused(onnx_file, tmp_path):
+def test_a_manifest_without_an_fp32_graph_is_refused(onnx_file, folder):
     fp16 = toy_manifest(onnx_file).artefacts[0].model_copy(update={"precision": "fp16"})
     with pytest.raises(ExportError, match="no fp32 ONNX artefact"):
-        write_repository(tmp_path / "r", toy_manifest(onnx_file, artefacts=(fp16,)), {"model.onnx": onnx_file})
-
-
-def test_an_interrupted_write_leaves_the_old_repository_and_nothing_else(tmp_path, monkeypatch):
-    folder = write_toy_repository(tmp_path / "repository")
-    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("toco_export.repository.write_manifest", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_toy_repository(tmp_path / "repository")
-    after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert after == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "repository"]
+        complete_repository(folder, toy_manifest(onnx_file, artefacts=(fp16,)))

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from toco.files import atomic_folder
 from toco.manifest import Artefact, Manifest, Profile, Shape, sha256_of
 from toco.palette import voc_palette
-from toco_export.repository import write_repository
+from toco_export.repository import artefact_folder, complete_repository
 
 CLASSES = ("red", "green", "bright, very")
 IMAGE_SIZE = 96
@@ -90,11 +91,13 @@ def artefact(path: Path) -> Artefact:
     )
 
 
-def write_toy_repository(folder: Path) -> Path:
-    """Write a model repository around the toy network and return its path."""
-    onnx_file = folder.parent / "model.onnx"
-    write_toy_onnx(onnx_file)
-    write_repository(folder, toy_manifest(onnx_file), {"model.onnx": onnx_file})
+def write_toy_repository(folder: Path, **changes: object) -> Path:
+    """Write a model repository around the toy network and return its path; ``changes`` are the manifest's."""
+    with atomic_folder(folder) as temporary:
+        onnx_file = artefact_folder(temporary) / "model.onnx"
+        onnx_file.parent.mkdir(parents=True)
+        write_toy_onnx(onnx_file)
+        complete_repository(temporary, toy_manifest(onnx_file, **changes))
     return folder
 
 

@@ -1,0 +1,87 @@
+"""What to export, for which inputs, and what to check it with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toco.config import FrozenModel
+from toco.errors import ConfigError, ExportError
+from toco.manifest import Profile, Shape
+
+Exported = Literal["fp32", "fp16", "bf16"]
+Engine = Literal["tensorrt-rtx", "tensorrt"]
+Target = Literal["onnx", "tensorrt", "tensorrt-rtx", "auto"]
+
+MAX_BATCH = 8
+SMALLEST_PATCHES = 4
+
+
+class ExportConfig(FrozenModel):
+    """What to export, for which inputs, and what to check it with."""
+
+    precisions: tuple[Exported, ...] = Field(
+        ("fp32",), description="Precisions to export; the fp32 ONNX file, which every machine runs, always comes along."
+    )
+    target: Target = Field("auto", description="What executes it: ONNX Runtime alone, or an engine of each precision.")
+    min: Shape | None = Field(None, description="Smallest batch and size; default: one image, 4 patches a side.")
+    opt: Shape | None = Field(None, description="The ones that are tuned for; default: one image of the run's size.")
+    max: Shape | None = Field(None, description="Largest batch and size; default: 8 images, twice the tuned size.")
+    static: bool = Field(False, description="Fix height and width at those of opt; batches stay open.")
+    images: Path | None = Field(None, description="Folder of real images to check with; default: the run's data set.")
+    num_images: int = Field(16, gt=0, description="Images taken from it.")
+    workspace_gib: float = Field(4.0, gt=0, description="Memory that an engine's layers may use beside its weights.")
+    timing_cache: Path | None = Field(None, description="File of kernel timings to reuse and add to.")
+    portable: bool = Field(False, description="An engine for other GPUs and later versions too, somewhat slower.")
+
+
+def parse_shape(text: str) -> Shape:
+    """Read ``BATCHxSIDE`` or ``BATCHxHEIGHTxWIDTH``, such as ``8x448`` or ``1x448x640``.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", text):
+        raise ConfigError(f"{text!r} is no batch and size; give BATCHxSIDE or BATCHxHEIGHTxWIDTH, such as 8x448")
+    batch, height, *width = map(int, text.split("x"))
+    return Shape(batch=batch, height=height, width=width[0] if width else height)
+
+
+def resolve_profile(config: ExportConfig, image_size: int, patch_size: int) -> Profile:
+    """Return the range of inputs, what was not given filled in.
+
+    Raises:
+        ExportError: A size is not a multiple of the patch size, or the three are not in order.
+    """
+    opt = config.opt or Shape(batch=1, height=image_size, width=image_size)
+    smallest, fixed = SMALLEST_PATCHES * patch_size, {"height": opt.height, "width": opt.width}
+    profile = Profile(
+        min=config.min or Shape(batch=1, height=min(smallest, opt.height), width=min(smallest, opt.width)),
+        opt=opt,
+        max=config.max or Shape(batch=max(MAX_BATCH, opt.batch), height=2 * opt.height, width=2 * opt.width),
+    )
+    if config.static:
+        profile = Profile(min=profile.min.model_copy(update=fixed), opt=opt, max=profile.max.model_copy(update=fixed))
+    _check_profile(profile, patch_size)
+    return profile
+
+
+def _check_profile(profile: Profile, patch_size: int) -> None:
+    for name in ("height", "width"):
+        for flag in ("min", "opt", "max"):
+            size = getattr(getattr(profile, flag), name)
+            if size % patch_size:
+                down, up = size // patch_size * patch_size, -(-size // patch_size) * patch_size
+                raise ExportError(
+                    f"--{flag} has the {name} {size}, which is not a multiple of the patch size {patch_size}; "
+                    f"give {f'{down} or ' if down else ''}{up}"
+                )
+    for name in ("batch", "height", "width"):
+        low, middle, high = (getattr(shape, name) for shape in (profile.min, profile.opt, profile.max))
+        if not low <= middle <= high:
+            raise ExportError(
+                f"the {name} of --min, --opt, --max is {low}, {middle}, {high}; give them in rising order"
+            )

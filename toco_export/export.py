@@ -1,0 +1,173 @@
+"""An export under way: the stages after loading, and what each leaves for the next."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from toco.manifest import Artefact, Precision
+from toco_export.config import Engine, ExportConfig
+from toco_export.conversion import convert
+from toco_export.description import describe_artefact, describe_export
+from toco_export.engine import LIBRARIES, BuildOptions, build_engine
+from toco_export.engine_report import EngineReport
+from toco_export.graph import ServedModel, exported_model
+from toco_export.loading import Source
+from toco_export.onnx_file import count_product_types, external_data, require_precision, write_onnx
+from toco_export.ranges import watched_ranges
+from toco_export.reduced import Reduced
+from toco_export.report import ExportReport
+from toco_export.segmenters import Answer, Segmenter, open_onnx, torch_segmenter
+from toco_export.simplify import Simplified, simplify
+from toco_export.stages import Stage, Stages
+from toco_export.tracing import opset_for, trace_onnx
+from toco_export.verification import (
+    MIN_AGREEMENT,
+    Candidate,
+    Verification,
+    verification_cases,
+    verification_sizes,
+    verify,
+)
+
+RUNNABLE = frozenset({"fp32", "fp16"})  # ONNX Runtime has no bf16 products on a CPU
+
+
+class Export:
+    """An export under way: each method is a stage and leaves what later ones need.
+
+    Args:
+        source: What is exported.
+        config: How.
+        folder: Where the artefacts go.
+        stages: Shows and times the stages, and names the one that fails.
+    """
+
+    def __init__(self, source: Source, config: ExportConfig, folder: Path, stages: Stages) -> None:
+        folder.mkdir(parents=True)
+        self._source, self._config, self._folder, self._stages = source, config, folder, stages
+        self._static = source.profile.opt if config.static else None
+        self._cases = verification_cases(source.images, _sizes(source), source.profile.max.batch)
+        self._artefacts: list[Artefact] = []
+        self._candidates: list[Candidate] = []
+        self._engines: list[EngineReport] = []
+        self._expected: list[Answer] = []
+        self._ranges: Mapping[str, float] = {}
+        self._notes: dict[str, list[str]] = defaultdict(list)
+
+    def observe(self) -> None:
+        """Ask the network in PyTorch fp32: what it answers, and how large its numbers get."""
+        with self._stages.stage("observe", f"running PyTorch fp32 on {len(self._source.images)} images") as stage:
+            model = exported_model(self._source.model)
+            segment = torch_segmenter(ServedModel(model).eval())
+            with watched_ranges(model) as self._ranges:
+                self._expected = [segment(images) for images in self._cases]
+            stage.outcome = f"largest number in a product: {max(self._ranges.values()):,.0f}"
+
+    def trace(self) -> None:
+        """Write the network as fp32 ONNX."""
+        served = ServedModel(exported_model(self._source.model)).eval()
+        with self._stages.stage("trace", "tracing the network"):
+            graph = trace_onnx(served, self._static)
+        with self._stages.stage("simplify", "folding constants, removing what is done twice") as stage:
+            simplified = simplify(graph)
+            write_onnx(graph, served, self._path("fp32"), "fp32")
+            self._add_onnx(stage, "fp32", simplified)
+
+    def convert(self, precision: Reduced) -> None:
+        """Write the network as ONNX in another precision."""
+        with self._stages.stage("convert", f"making {precision}") as stage:
+            path = self._path(precision)
+            converted = convert(self._source.model, precision, path, ranges=self._ranges, static=self._static)
+            self._add_onnx(stage, precision, converted.simplified, converted.kept_fp32)
+            stand_in = torch_segmenter(converted.served)
+            self._candidates.append(Candidate(f"torch-{precision}", precision, lambda: stand_in, is_artefact=False))
+
+    def build(self, precision: Precision, engine: Engine) -> None:
+        """Build an engine from the ONNX file of a precision."""
+        onnx_file = self._path(precision)
+        path = onnx_file.with_suffix(LIBRARIES[engine].suffix)
+        with self._stages.stage("build", f"building the {precision} engine") as stage:
+            config = self._config
+            report = build_engine(
+                onnx_file, path, self._source.profile, target=engine, progress=stage.progress,
+                options=BuildOptions(config.workspace_gib, config.timing_cache, config.portable),
+            )  # fmt: skip
+            kept = next(artefact.kept_fp32 for artefact in self._artefacts if artefact.file == onnx_file.name)
+            require_precision(report.product_types, precision, len(kept), path.name)
+            self._engines.append(report)
+            self._notes[path.name].append(report.summary())
+            self._add(stage, describe_artefact(path, engine, precision, kept))
+
+    def verify(self) -> Verification:
+        """Compare what was made with the network in PyTorch fp32."""
+        with self._stages.stage("verify", "comparing with PyTorch") as stage:
+            verification = verify(
+                self._expected,
+                self._candidates,
+                self._cases,
+                progress=stage.progress,
+            )
+            outcome = "all agree" if not verification.failures else f"{len(verification.failures)} checks fail"
+            stage.outcome = f"{len(verification.parities)} comparisons with PyTorch fp32: {outcome}"
+        return verification
+
+    def report(self, verification: Verification) -> ExportReport:
+        """Describe all of it."""
+        source = self._source
+        return ExportReport(
+            manifest=describe_export(
+                source.model, source.profile, self._artefacts, verification.parities, self._engines
+            ),
+            verification=verification,
+            notes=self._notes,
+            required={candidate.name: MIN_AGREEMENT[candidate.precision] for candidate in self._candidates},
+            seconds=self._stages.seconds,
+            peak_bytes=_peak_bytes(),
+        )
+
+    def _path(self, precision: Precision) -> Path:
+        return self._folder / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+
+    def _add_onnx(self, stage: Stage, precision: Precision, simplified: Simplified, kept: tuple[str, ...] = ()) -> None:
+        """Read back what was written, and put it on the list of what is verified."""
+        path = self._path(precision)
+        require_precision(count_product_types(path), precision, len(kept), path.name)
+        before, after = simplified.before.total(), simplified.after.total()
+        self._notes[path.name].append(
+            f"opset {opset_for(precision)}; {before} operations as traced, {after} in the file."
+        )
+        if precision in RUNNABLE:
+            self._candidates.append(Candidate(path.name, precision, lambda: self._open(path)))
+        if external_data(path).exists():
+            self._add(stage, describe_artefact(external_data(path), "onnx-data", precision))
+        self._add(stage, describe_artefact(path, "onnx", precision, kept))
+
+    def _open(self, path: Path) -> Segmenter:
+        """Open an ONNX file, and note what ONNX Runtime made of it."""
+        session = open_onnx(path)
+        fused = ", ".join(f"{name} {count}" for name, count in sorted(session.fused.items())) or "none"
+        self._notes[path.name].append(f"ONNX Runtime runs {session.num_nodes} operations; fused: {fused}.")
+        return session.segment
+
+    def _add(self, stage: Stage, artefact: Artefact) -> None:
+        self._artefacts.append(artefact)
+        kept = f"; in fp32: {', '.join(artefact.kept_fp32)}" if artefact.kept_fp32 else ""
+        stage.outcome = f"{artefact.file}, {artefact.precision}, {artefact.num_bytes / 1e6:.1f} MB{kept}"
+
+
+def _sizes(source: Source) -> list[tuple[int, int]]:
+    profile = source.profile
+    return verification_sizes(profile.min, profile.opt, profile.max, source.model.patch_size)
+
+
+def _peak_bytes() -> int | None:
+    """Return the most memory that this process has used, where the system tells."""
+    if sys.platform == "win32":
+        return None
+    import resource  # noqa: PLC0415
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
