@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -15,7 +16,7 @@ from small_run import Exported
 from toco.errors import ExportError
 from toco.manifest import Profile, Shape
 from toco_export.config import ExportConfig, resolve_profile
-from toco_export.engine import BuildOptions, EngineLibraryError, _configure, build_engine
+from toco_export.engine import BuildOptions, EngineLibraryError, _configure, _network_flags, build_engine
 from toco_export.engine_report import EngineLayer, EngineReport, layers_of_inspector, layers_of_log
 from toco_export.onnx_file import require_precision
 
@@ -173,6 +174,13 @@ def test_memory_timings_and_compatibility_reach_the_builder(tmp_path: Path):
     assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     plain = _configure(trt, builder, PROFILE, BuildOptions())
     assert not plain.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+
+def test_a_library_that_knows_other_networks_is_told_to_keep_every_type():
+    strongly_typed = tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    assert _network_flags(tensorrt_rtx) == 1 << int(strongly_typed)
+    later = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(__members__={}))
+    assert _network_flags(later) == 0, "where there is no such flag every network is one"
 
 
 def test_a_timing_cache_is_written_and_read_again(exported: Exported, tmp_path: Path):

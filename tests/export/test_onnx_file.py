@@ -110,6 +110,11 @@ def test_nothing_is_left_that_fusing_or_folding_would_take_away(exported: Export
     assert found["Transpose"] == 3 + 4 * 4 + 1, "layout, patches, embedding; heads in each block; the map of tokens"
     assert found["Cast"] == 3, "bytes to floats and back"
     assert found["Shape"] <= 4
+    constants = {tensor.name for tensor in onnx.load(exported.artefacts / "model.onnx").graph.initializer}
+    reshapes = [node for node in nodes if node.op_type == "Reshape"]
+    computed = [node.name for node in reshapes if node.input[1] not in constants]
+    assert len(reshapes) > 4 * 4, "the test would prove little on fewer"
+    assert len(computed) == 1, "the map of tokens: rows and columns are both open there"
     assert found["Squeeze"] <= 2
     assert not found["Identity"] + found["Unsqueeze"] + found["Gather"]
     inputs = Counter((node.op_type, *node.input, str(sorted(map(str, node.attribute)))) for node in nodes)
