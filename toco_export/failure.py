@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from toco import __version__
 from toco_export.config import ExportConfig
+from toco_export.report import HTML_FILE, MARKDOWN_FILE
 
 SCRIPT_FILE = "reproduce.py"
 
@@ -55,5 +55,9 @@ def write_script(run: Path, repository: Path, config: ExportConfig, reason: str)
 
 
 def clear_failure(repository: Path) -> None:
-    """Remove what an earlier failure left."""
-    shutil.rmtree(failure_folder(repository), ignore_errors=True)
+    """Remove what an earlier failure left, and nothing that somebody else put there."""
+    folder = failure_folder(repository)
+    with suppress(OSError):
+        for name in (SCRIPT_FILE, HTML_FILE, MARKDOWN_FILE):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()  # refuses while there is anything else in it
