@@ -145,8 +145,9 @@ class ExportReport:
 def terminal_table(report: ExportReport) -> Table:
     """Lay the agreement out for a terminal."""
     table = Table(title="Agreement with PyTorch fp32", title_justify="left")
-    for heading in ("artefact", "size", "batch", "same label", "mean IoU", "logits off by", "confidence off by"):
-        table.add_column(heading, justify="left" if heading == "artefact" else "right")
+    table.add_column("artefact", no_wrap=True)
+    for heading in ("size", "batch", "same label", "mean IoU", "logits off", "of 255"):
+        table.add_column(heading, justify="right")
     for parity in report.manifest.parity:
         table.add_row(
             parity.file,
@@ -155,8 +156,9 @@ def terminal_table(report: ExportReport) -> Table:
             f"{parity.mask_agreement:.3%}",
             f"{parity.mean_iou:.4f}",
             _figure(parity.max_logit_difference, ".1e"),
-            f"{parity.max_confidence_difference} of 255",
+            str(parity.max_confidence_difference),
         )
+    table.caption = "largest difference of a logit, and of a confidence of 255"
     return table
 
 
