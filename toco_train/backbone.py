@@ -57,7 +57,7 @@ class Backbone(nn.Module):
 
     Attributes:
         activation_checkpointing: Keep only the tokens between blocks for the backward pass, and compute the inside of
-            each block again there: a third more work in forward and backward, for a fraction of the memory.
+            each block again there: a third more work in forward and backward, for less memory.
 
     Source: METHOD.md, network.
     """

@@ -28,9 +28,12 @@ class TrainConfig(FrozenModel):
     batch_size: int = Field(4, gt=0, description="Images a step.")
     gradient_accumulation: int = Field(1, gt=0, description="Parts that a step's images are computed in.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the matrix products.")
-    compile: bool = Field(False, description="Compile the backbone's blocks: minutes at the start, faster steps.")
+    compile: bool = Field(
+        False, description="Compile the backbone's blocks at the first step; needs a C++ compiler, on a GPU Triton."
+    )
     activation_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: slower, in a fraction of the memory."
+        False,
+        description="Compute activations again in the backward pass instead of keeping them: less memory, more work.",
     )
     log_every: int = Field(10, gt=0, description="Steps between two lines of metrics.")
     data: DataConfig = DataConfig()
