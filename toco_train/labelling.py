@@ -65,7 +65,8 @@ class Labeller:
 
     From the CAM, as in training: labels are taken twice, with a constant background score of ``high`` (cautious) and
     of ``low`` (generous). Where the cautious labels say foreground the label is that class, where both say background
-    it is 0, else 255. From the segmentation: the most probable label, and 255 where the network gives it less than
+    it is 0, else 255. Where the CAM of a tagged class is zero everywhere, that class is somewhere unseen, and nothing
+    is background. From the segmentation: the most probable label, and 255 where the network gives it less than
     ``min_confidence``.
 
     Refinement by PAR happens at half the size of the image, as in training, and at most ``MAX_REFINED_SIDE`` pixels
@@ -100,7 +101,9 @@ class Labeller:
 
     def _from_cam(self, prediction: Prediction) -> PseudoLabel:
         cautious, generous = self._cam_masks(prediction)
-        mask = torch.where(cautious > 0, cautious, torch.where(generous > 0, IGNORE_INDEX, 0)).to(torch.uint8)
+        unseen = any(not cam.any() for cam in prediction.cam)
+        background = torch.where(generous > 0, IGNORE_INDEX, IGNORE_INDEX if unseen else 0)
+        mask = torch.where(cautious > 0, cautious, background).to(torch.uint8)
         cams = dict(zip(prediction.labels, prediction.cam, strict=True))
         strongest = torch.zeros(prediction.size)
         for cam in prediction.cam:

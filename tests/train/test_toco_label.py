@@ -109,6 +109,16 @@ def test_an_image_without_tags_is_background_for_sure(made, refine):
     assert np.array_equal(label.confidence, np.full((5, 7), 255))
 
 
+@pytest.mark.parametrize("refine", ["none", "par"])
+def test_where_a_tagged_class_has_no_activation_nothing_is_background(made, refine):
+    cam = torch.zeros(2, 16, 16)
+    cam[0, :, :8] = 1
+    picture = Image.fromarray(np.uint8(cam[0].repeat(3, 1, 1).permute(1, 2, 0).numpy() * 255))
+    label = made(prediction(cam, tags=[1, 2], picture=picture), refine=refine)
+    assert label.mask[8, [0, -1]].tolist() == [1, 255]
+    assert label.confidence[8, [0, -1]].tolist() == [255, 0]
+
+
 def test_refined_by_par_a_label_is_the_one_that_training_learns_from(made):
     torch.manual_seed(0)
     picture = torch.rand(3, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
