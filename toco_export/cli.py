@@ -13,7 +13,7 @@ from toco_export.config import ExportConfig, parse_shape
 
 PROG = "toco-export"
 EXIT_DISAGREES = 1
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx", "auto")
 
 
@@ -62,6 +62,10 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of real images to check with (default: the run's data set)"
     )
+    parser.add_argument(
+        "--max-drop", type=float, metavar="POINTS", help="int8: percentage points of the pixels whose label may differ "
+        "from PyTorch's; layers that would cost more stay in fp32 (default: 0.5)",
+    )  # fmt: skip
     parser.add_argument("--workspace-gib", type=float, metavar="GIB", help="memory that an engine's layers may use")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT's kernel timings, to use again")
     parser.add_argument("--portable", action="store_true", help="a TensorRT engine for other GPUs and versions too")

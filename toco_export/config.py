@@ -12,7 +12,7 @@ from toco.config import FrozenModel
 from toco.errors import ConfigError, ExportError
 from toco.manifest import Profile, Shape
 
-Exported = Literal["fp32", "fp16", "bf16"]
+Exported = Literal["fp32", "fp16", "bf16", "int8"]
 Engine = Literal["tensorrt-rtx", "tensorrt"]
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx", "auto"]
 
@@ -32,7 +32,10 @@ class ExportConfig(FrozenModel):
     max: Shape | None = Field(None, description="Largest batch and size; default: 8 images, twice the tuned size.")
     static: bool = Field(False, description="Fix height and width at those of opt; batches stay open.")
     images: Path | None = Field(None, description="Folder of real images to check with; default: the run's data set.")
-    num_images: int = Field(16, gt=0, description="Images taken from it.")
+    num_images: int = Field(16, gt=0, description="Images taken from it; for int8 as many others to calibrate with.")
+    max_drop: float = Field(
+        0.5, gt=0, lt=100, description="int8: percentage points of the pixels whose label may differ from PyTorch fp32."
+    )
     workspace_gib: float = Field(4.0, gt=0, description="Memory that an engine's layers may use beside its weights.")
     timing_cache: Path | None = Field(None, description="File of kernel timings to reuse and add to.")
     portable: bool = Field(False, description="An engine for other GPUs and later versions too, somewhat slower.")

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toco.manifest import Artefact, Precision
+from toco_export.calibration import calibrate
 from toco_export.config import Engine, ExportConfig
 from toco_export.conversion import convert
 from toco_export.description import describe_artefact, describe_export
 from toco_export.engine import LIBRARIES, BuildOptions, build_engine
 from toco_export.engine_report import EngineReport
 from toco_export.graph import ServedModel, exported_model
+from toco_export.images import load_images
 from toco_export.loading import Source
 from toco_export.onnx_file import count_product_types, external_data, require_precision, write_onnx
+from toco_export.quantization import describe_noise, quantize
 from toco_export.ranges import watched_ranges
-from toco_export.reduced import Reduced
+from toco_export.reduced import Reduced, product_layers
 from toco_export.report import ExportReport
 from toco_export.segmenters import Answer, Segmenter, open_onnx, torch_segmenter
 from toco_export.simplify import Simplified, simplify
@@ -56,6 +59,7 @@ class Export:
         self._expected: list[Answer] = []
         self._ranges: Mapping[str, float] = {}
         self._notes: dict[str, list[str]] = defaultdict(list)
+        self._fused: dict[str, str] = {}
 
     def observe(self) -> None:
         """Ask the network in PyTorch fp32: what it answers, and how large its numbers get."""
@@ -74,16 +78,46 @@ class Export:
         with self._stages.stage("simplify", "folding constants, removing what is done twice") as stage:
             simplified = simplify(graph)
             write_onnx(graph, served, self._path("fp32"), "fp32")
-            self._add_onnx(stage, "fp32", simplified)
+            self._add_onnx(stage, self._path("fp32"), "fp32")
+            self._note_operations(self._path("fp32").name, "fp32", simplified)
+            self._candidates.append(self._candidate(self._path("fp32"), "fp32", MIN_AGREEMENT["fp32"]))
 
     def convert(self, precision: Reduced) -> None:
         """Write the network as ONNX in another precision."""
         with self._stages.stage("convert", f"making {precision}") as stage:
             path = self._path(precision)
             converted = convert(self._source.model, precision, path, ranges=self._ranges, static=self._static)
-            self._add_onnx(stage, precision, converted.simplified, converted.kept_fp32)
+            self._add_onnx(stage, path, precision, converted.kept_fp32)
+            self._note_operations(path.name, precision, converted.simplified)
+            if precision in RUNNABLE:
+                self._candidates.append(self._candidate(path, precision, MIN_AGREEMENT[precision]))
             stand_in = torch_segmenter(converted.served)
-            self._candidates.append(Candidate(f"torch-{precision}", precision, lambda: stand_in, is_artefact=False))
+            self._candidates.append(
+                Candidate(
+                    f"torch-{precision}", precision, MIN_AGREEMENT[precision], lambda: stand_in, is_artefact=False
+                )
+            )
+
+    def quantize(self) -> None:
+        """Write the network as ONNX in int8, inside the gate that the user sets."""
+        with self._stages.stage("convert", "calibrating int8") as stage:
+            opt, path = self._source.profile.opt, self._path("int8")
+            images = load_images(self._source.calibration_images, opt.height, opt.width)
+            calibrations = calibrate(self._source.model, list(images[:, None]))
+            candidate = self._candidate(path, "int8", 1 - self._config.max_drop / 100)
+            kept = quantize(
+                self._path("fp32"), path, calibrations,
+                lambda _: not verify(self._expected, [candidate], self._cases).failures, stage.progress,
+            )  # fmt: skip
+            linear = [name for name in calibrations if name not in kept]
+            in_fp32 = tuple(name for name, _ in product_layers(self._source.model) if name not in linear)
+            self._add_onnx(stage, path, "int8", in_fp32)
+            self._candidates.append(candidate)
+            others = "others than" if set(self._source.calibration_images).isdisjoint(self._source.images) else "also"
+            self._notes[path.name].append(
+                f"{len(linear)} of {len(calibrations)} linear layers in int8, calibrated on {len(images)} images "
+                f"({others} those below); the noisiest, each by itself: {describe_noise(calibrations, linear)}."
+            )
 
     def build(self, precision: Precision, engine: Engine) -> None:
         """Build an engine from the ONNX file of a precision."""
@@ -122,8 +156,8 @@ class Export:
                 source.model, source.profile, self._artefacts, verification.parities, self._engines
             ),
             verification=verification,
-            notes=self._notes,
-            required={candidate.name: MIN_AGREEMENT[candidate.precision] for candidate in self._candidates},
+            notes={name: [*notes, *filter(None, [self._fused.get(name)])] for name, notes in self._notes.items()},
+            required={candidate.name: candidate.min_agreement for candidate in self._candidates},
             seconds=self._stages.seconds,
             peak_bytes=_peak_bytes(),
         )
@@ -131,16 +165,16 @@ class Export:
     def _path(self, precision: Precision) -> Path:
         return self._folder / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
 
-    def _add_onnx(self, stage: Stage, precision: Precision, simplified: Simplified, kept: tuple[str, ...] = ()) -> None:
-        """Read back what was written, and put it on the list of what is verified."""
-        path = self._path(precision)
-        require_precision(count_product_types(path), precision, len(kept), path.name)
+    def _note_operations(self, name: str, precision: Precision, simplified: Simplified) -> None:
         before, after = simplified.before.total(), simplified.after.total()
-        self._notes[path.name].append(
-            f"opset {opset_for(precision)}; {before} operations as traced, {after} in the file."
-        )
-        if precision in RUNNABLE:
-            self._candidates.append(Candidate(path.name, precision, lambda: self._open(path)))
+        self._notes[name].append(f"opset {opset_for(precision)}; {before} operations as traced, {after} in the file.")
+
+    def _candidate(self, path: Path, precision: Precision, min_agreement: float) -> Candidate:
+        return Candidate(path.name, precision, min_agreement, lambda: self._open(path))
+
+    def _add_onnx(self, stage: Stage, path: Path, precision: Precision, kept: tuple[str, ...] = ()) -> None:
+        """Read back what was written."""
+        require_precision(count_product_types(path), precision, len(kept), path.name)
         if external_data(path).exists():
             self._add(stage, describe_artefact(external_data(path), "onnx-data", precision))
         self._add(stage, describe_artefact(path, "onnx", precision, kept))
@@ -149,7 +183,7 @@ class Export:
         """Open an ONNX file, and note what ONNX Runtime made of it."""
         session = open_onnx(path)
         fused = ", ".join(f"{name} {count}" for name, count in sorted(session.fused.items())) or "none"
-        self._notes[path.name].append(f"ONNX Runtime runs {session.num_nodes} operations; fused: {fused}.")
+        self._fused[path.name] = f"ONNX Runtime runs {session.num_nodes} operations; fused: {fused}."
         return session.segment
 
     def _add(self, stage: Stage, artefact: Artefact) -> None:

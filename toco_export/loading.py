@@ -27,12 +27,14 @@ class Source:
     Attributes:
         model: The network, in evaluation mode.
         profile: The range of inputs.
-        images: Files of real images, to calibrate and to verify with.
+        images: Files of real images to verify with.
+        calibration_images: Others to calibrate int8 with; the same if there are no others.
     """
 
     model: ToCo
     profile: Profile
     images: tuple[Path, ...]
+    calibration_images: tuple[Path, ...]
 
 
 def load_source(run: Path, repository: Path, config: ExportConfig) -> Source:
@@ -47,9 +49,9 @@ def load_source(run: Path, repository: Path, config: ExportConfig) -> Source:
     model = load_run(run)
     _check_served(model)
     profile = resolve_profile(config, model.config.image_size, model.patch_size)
-    images = sample_images(config.images or data_folder(run), config.num_images)
+    images = sample_images(config.images or data_folder(run), 2 * config.num_images)
     _check_repository(repository, model, config)
-    return Source(model, profile, tuple(images))
+    return Source(model, profile, tuple(images[::2]), tuple(images[1::2] or images))
 
 
 def _check_run(run: Path) -> None:

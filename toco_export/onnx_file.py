@@ -95,7 +95,8 @@ def count_product_types(path: Path) -> Counter[str]:
     graph = onnx.load(str(path), load_external_data=False).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     types |= {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
-    found = (types.get(node.input[0], 0) for node in graph.node if node.op_type in PRODUCTS)
+    types |= {node.output[0]: types.get(node.input[0], 0) for node in graph.node if node.op_type == "DequantizeLinear"}
+    found = (types.get(node.input[1], 0) for node in graph.node if node.op_type in PRODUCTS)
     return Counter(PRECISIONS.get(kind) or TensorProto.DataType.Name(kind) for kind in found)
 
 

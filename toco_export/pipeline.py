@@ -12,7 +12,7 @@ from toco.files import atomic_folder
 from toco.manifest import Manifest
 from toco_export.config import Engine, ExportConfig
 from toco_export.description import describe_backbone
-from toco_export.engine import EngineLibraryError, load_library
+from toco_export.engine import LIBRARIES, EngineLibraryError, load_library
 from toco_export.export import Export
 from toco_export.failure import clear_failure, failure_folder, write_script
 from toco_export.loading import Source, load_source
@@ -47,7 +47,7 @@ def export_run(run: Path, repository: Path, config: ExportConfig, console: Conso
         source = load_source(run, repository, config)
         stage.outcome = (
             f"{describe_backbone(source.model.config)}; {len(source.model.config.classes)} classes; "
-            f"{len(source.images)} images{'' if engine else '; no engine'}"
+            f"{len(source.images)} images{'' if engine else _no_engine(config)}"
         )
     clear_failure(repository)
     try:
@@ -77,6 +77,14 @@ def choose_engine(config: ExportConfig) -> Engine | None:
     return None
 
 
+def _no_engine(config: ExportConfig) -> str:
+    """Say that there is no engine, and how to get one where that was not asked for."""
+    wanted = LIBRARIES[AUTO[0]]
+    return "; no engine" + (
+        "" if config.target == "onnx" else f" without {wanted.module}: pip install {wanted.package}"
+    )
+
+
 def _export(source: Source, repository: Path, config: ExportConfig, engine: Engine | None, stages: Stages) -> Manifest:
     """Do every stage after loading."""
     with atomic_folder(repository) as folder:
@@ -84,7 +92,9 @@ def _export(source: Source, repository: Path, config: ExportConfig, engine: Engi
         export.observe()
         export.trace()
         for precision in dict.fromkeys(config.precisions):
-            if precision != "fp32":
+            if precision == "int8":
+                export.quantize()
+            elif precision != "fp32":
                 export.convert(precision)
             if engine:
                 export.build(precision, engine)

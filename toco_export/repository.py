@@ -148,7 +148,7 @@ def _check_artefacts(manifest: Manifest, folder: Path) -> None:
 def _onnx_files(manifest: Manifest) -> dict[str, str]:
     """Name the ONNX file of each precision that the python backend can choose between."""
     onnx: list[Artefact] = [artefact for artefact in manifest.artefacts if artefact.format == "onnx"]
-    files = {f"onnx_{artefact.precision}": artefact.file for artefact in onnx if artefact.precision in {"fp32", "fp16"}}
+    files = {f"onnx_{artefact.precision}": artefact.file for artefact in onnx if artefact.precision != "bf16"}
     if "onnx_fp32" not in files:
         raise ExportError("the manifest has no fp32 ONNX artefact, which every machine can run; export one")
     return files

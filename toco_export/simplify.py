@@ -10,6 +10,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnus
 from onnxscript import optimizer
 
 LOGITS_NAME = "logits"
+WEIGHT_SUFFIX, BIAS_SUFFIX = ".weight", ".bias"
 FOLD_LIMIT = 1 << 40  # elements: all constants are folded, the position embedding of a static export too
 
 
@@ -30,7 +31,8 @@ def simplify(model: ir.Model) -> Simplified:
     """Simplify a traced graph, in place, and name its logits.
 
     Folded: everything that depends on weights and fixed sizes alone. Reshapes that keep leading sizes say so with
-    ONNX's 0 instead of working the sizes out again. What is the same is computed once.
+    ONNX's 0 instead of working the sizes out again. What is the same is computed once. A weight that was transposed has
+    its layer's name again.
     """
     before = count_operations(model)
     optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
@@ -39,6 +41,7 @@ def simplify(model: ir.Model) -> Simplified:
             _state_shape(model, node)
     RemoveUnusedNodesPass()(model)
     CommonSubexpressionEliminationPass()(model)
+    _name_weights(model)
     _name_logits(model)
     return Simplified(before, count_operations(model))
 
@@ -72,6 +75,18 @@ def _state_shape(model: ir.Model, node: ir.Node) -> None:
                                                   type=ir.TensorType(ir.DataType.INT64)))  # fmt: skip
     node.replace_input_with(1, model.graph.initializers[name])
     node.attributes.pop("allowzero", None)  # with it 0 would be a size
+
+
+def _name_weights(model: ir.Model) -> None:
+    """Name the weight of each linear layer after the bias that is added to its product."""
+    for node in model.graph:
+        product = node.inputs[0].producer() if node.op_type == "Add" and node.inputs[0] is not None else None
+        if product is None or product.op_type != "MatMul":
+            continue
+        weight, bias = product.inputs[1], node.inputs[1]
+        name = (bias.name if bias else None) or ""
+        if weight is not None and weight.is_initializer() and name.endswith(BIAS_SUFFIX):
+            weight.name = f"{name.removesuffix(BIAS_SUFFIX)}{WEIGHT_SUFFIX}"
 
 
 def _name_logits(model: ir.Model) -> None:

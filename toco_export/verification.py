@@ -26,7 +26,7 @@ from toco_export.segmenters import Answer, Segmenter
 # Which size each image in turn is for: the full size costs several times what the others do, so it gets fewer.
 DEAL = (0, 1, 0, 1, 2)
 
-MIN_AGREEMENT: Mapping[Precision, float] = {"fp32": 0.9995, "fp16": 0.997, "bf16": 0.98}
+MIN_AGREEMENT: Mapping[Precision, float] = {"fp32": 0.9995, "fp16": 0.997, "bf16": 0.98}  # int8: the user's gate
 MAX_FP32_LOGIT_ERROR = 1e-4  # of the largest magnitude
 
 
@@ -40,13 +40,15 @@ class Candidate:
 
     Attributes:
         name: File name of the artefact, or of a stand-in such as ``torch-fp16``.
-        precision: Precision of its matrix products; sets how well it must agree.
+        precision: Precision of its matrix products.
+        min_agreement: Share of the pixels that must get the same label.
         open: Makes it ready to run.
         is_artefact: Whether it is what is served, so that its time is of interest.
     """
 
     name: str
     precision: Precision
+    min_agreement: float
     open: Callable[[], Segmenter]
     is_artefact: bool = True
 
@@ -173,7 +175,7 @@ def mean_iou(one: UInt8Array, other: UInt8Array) -> float:
 
 def judge(parities: Sequence[Parity], answers: Sequence[Answer], candidate: Candidate) -> list[str]:
     """Say what is wrong with a candidate, one sentence each: it always fails on NaN and on masks of one label."""
-    name, required = candidate.name, MIN_AGREEMENT[candidate.precision]
+    name, required = candidate.name, candidate.min_agreement
     if not all(np.isfinite(answer.logits).all() for answer in answers):
         return [f"{name} gives NaN or infinite logits; {_remedy(candidate.precision)}"]
     failures = _constant(name, {int(label) for answer in answers for label in np.unique(answer.mask)})

@@ -141,6 +141,18 @@ def test_auto_builds_no_engine_where_no_library_is(monkeypatch: pytest.MonkeyPat
     assert choose_engine(ExportConfig(target="auto")) is None
 
 
+@pytest.mark.usefixtures("traced_before")
+def test_auto_without_a_library_keeps_the_onnx_files_and_says_what_an_engine_needs(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    repository = tmp_path / "repository"
+    assert main([str(run_folder), "--fp16", "--repository", str(repository)]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "no engine without tensorrt_rtx: pip install tensorrt-rtx-cu13" in output
+    assert {artefact.format for artefact in read_manifest(repository).artefacts} == {"onnx"}
+
+
 def test_an_engine_that_came_out_in_fp32_fails_the_export(
     run_folder: Path,
     old_repository: Path,

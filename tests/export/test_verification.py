@@ -14,7 +14,14 @@ from toco_export.config import ExportConfig, resolve_profile
 from toco_export.graph import ServedModel
 from toco_export.images import data_folder, load_images, sample_images
 from toco_export.segmenters import Answer, _SummedInFloat, open_onnx, torch_segmenter
-from toco_export.verification import Candidate, compare, verification_cases, verification_sizes, verify
+from toco_export.verification import (
+    MIN_AGREEMENT,
+    Candidate,
+    compare,
+    verification_cases,
+    verification_sizes,
+    verify,
+)
 from toco_train.model import ToCo
 
 
@@ -118,7 +125,9 @@ def halves(first: int = 0, second: int = 1, wrong: int = 0) -> np.ndarray:
 
 def failures_of(got: Answer, expected: Answer, precision: Precision = "fp32") -> tuple[str, ...]:
     images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
-    return verify([expected], [Candidate("x", precision, lambda: lambda _: got)], [images]).failures
+    return verify(
+        [expected], [Candidate("x", precision, MIN_AGREEMENT[precision], lambda: lambda _: got)], [images]
+    ).failures
 
 
 def test_agreement_iou_and_differences_are_worked_out_from_both_answers():
@@ -155,7 +164,7 @@ def test_each_precision_has_its_own_limit_of_pixels(precision, pixels_wrong, pas
     other = mask.copy()
     other.reshape(-1)[:pixels_wrong] = 2
     images = np.zeros((1, 100, 100, 3), dtype=np.uint8)
-    candidate = Candidate("x", precision, lambda: lambda _: answer_of(other))
+    candidate = Candidate("x", precision, MIN_AGREEMENT[precision], lambda: lambda _: answer_of(other))
     failures = verify([answer_of(mask)], [candidate], [images]).failures
     assert (failures == ()) == passes
     if not passes:
@@ -172,7 +181,9 @@ def test_masks_of_one_label_fail_even_where_most_pixels_are_right():
     mask[0, 0, :5] = 1
     got = answer_of(np.zeros_like(mask))
     images = np.zeros((2, 100, 100, 3), dtype=np.uint8)
-    [failure] = verify([answer_of(mask)], [Candidate("x", "fp16", lambda: lambda _: got)], [images]).failures
+    [failure] = verify(
+        [answer_of(mask)], [Candidate("x", "fp16", MIN_AGREEMENT["fp16"], lambda: lambda _: got)], [images]
+    ).failures
     assert failure.startswith("x gives every pixel of all images the label 0, which proves nothing")
 
 
@@ -191,7 +202,9 @@ def test_fp32_logits_must_be_within_a_ten_thousandth_of_the_largest():
 def test_the_image_that_differs_most_is_kept_to_be_shown():
     expected, got = answer_of(halves()), answer_of(halves(wrong=5))
     images = np.stack([np.full((8, 8, 3), 10, np.uint8), np.full((8, 8, 3), 20, np.uint8)])
-    worst = verify([expected], [Candidate("x", "fp16", lambda: lambda _: got)], [images]).worst["x"]
+    worst = verify([expected], [Candidate("x", "fp16", MIN_AGREEMENT["fp16"], lambda: lambda _: got)], [images]).worst[
+        "x"
+    ]
     assert worst.image.max() == 10
     assert int((worst.expected != worst.got).sum()) == 5
 
@@ -201,7 +214,9 @@ def test_an_artefact_is_timed_at_one_image_and_a_stand_in_is_not():
     expected = answer_of(halves())
     one = Answer(*(part[:1] for part in expected))
     for is_artefact in (True, False):
-        candidate = Candidate("x", "fp32", lambda: lambda batch: one if len(batch) == 1 else expected, is_artefact)
+        candidate = Candidate(
+            "x", "fp32", MIN_AGREEMENT["fp32"], lambda: lambda batch: one if len(batch) == 1 else expected, is_artefact
+        )
         single, pair = verify([one, expected], [candidate], [images[:1], images]).parities
         assert (single.latency_ms is not None, pair.latency_ms) == (is_artefact, None)
 
@@ -211,7 +226,10 @@ def test_an_onnx_file_with_other_weights_fails_and_the_right_one_passes(
 ):
     right = exported.artefacts / "model.onnx"
     wrong = save_perturbed(right, tmp_path / "wrong.onnx")
-    candidates = [Candidate(path.name, "fp32", lambda path=path: open_onnx(path).segment) for path in (right, wrong)]
+    candidates = [
+        Candidate(path.name, "fp32", MIN_AGREEMENT["fp32"], lambda path=path: open_onnx(path).segment)
+        for path in (right, wrong)
+    ]
     failures = verify([torch_segmenter(ServedModel(model))(images)], candidates, [images]).failures
     assert {failure.split()[0] for failure in failures} == {"wrong.onnx"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["wrong.onnx"], "opening leaves nothing behind"

@@ -26,12 +26,13 @@ Parameters = dict[str, str]
 class TritonPythonModel:
     """Run the exported network.
 
-    Parameters in ``config.pbtxt``: ``onnx_fp32`` and ``onnx_fp16`` (file names; fp16 may be missing), ``patch_size``,
+    Parameters in ``config.pbtxt``: ``onnx_fp32``, ``onnx_fp16``, ``onnx_int8`` (file names; all but the first may be
+    missing), ``patch_size``,
     ``min_height``, ``min_width``, ``max_height``, ``max_width`` (pixels), ``num_threads`` (0: all processors).
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session: fp16 on a GPU that ONNX Runtime can use, else fp32 on the CPU."""
+        """Open the session: fp16 on a GPU that ONNX Runtime can use, else int8 or fp32 on the CPU."""
         parameters = {
             key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
         }
@@ -76,7 +77,8 @@ class TritonPythonModel:
 
 
 def open_session(folder: Path, parameters: Parameters, device: int | None) -> Any:
-    """Open the fp16 graph on CUDA device ``device`` if there is one that works, else the fp32 graph on the CPU."""
+    """Open the fp16 graph on CUDA device ``device`` if there is one that works, else on the CPU int8 before fp32."""
+    cpu_graph = parameters.get("onnx_int8", parameters["onnx_fp32"])
     if device is not None and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         onnxruntime.preload_dlls()  # finds the CUDA libraries of pip's nvidia packages
         graph = parameters.get("onnx_fp16", parameters["onnx_fp32"])
@@ -85,9 +87,9 @@ def open_session(folder: Path, parameters: Parameters, device: int | None) -> An
         )
         if "CUDAExecutionProvider" in session.get_providers():  # without its libraries it only warns and is left out
             return session
-        pb_utils.Logger.log_warn(f"ONNX Runtime cannot use GPU {device}: {parameters['onnx_fp32']} on the CPU instead")
+        pb_utils.Logger.log_warn(f"ONNX Runtime cannot use GPU {device}: {cpu_graph} on the CPU instead")
     return onnxruntime.InferenceSession(
-        folder / parameters["onnx_fp32"], cpu_options(int(parameters["num_threads"])), ["CPUExecutionProvider"]
+        folder / cpu_graph, cpu_options(int(parameters["num_threads"])), ["CPUExecutionProvider"]
     )
 
 
