@@ -27,7 +27,7 @@ from toco import __version__
 from toco.errors import ExportError
 from toco_export.calibration import LayerCalibration
 from toco_export.onnx_file import save_onnx
-from toco_export.simplify import WEIGHT_SUFFIX
+from toco_export.simplify import TRANSPOSED
 
 
 def quantize(
@@ -86,7 +86,7 @@ def write_quantized(fp32_file: Path, path: Path, bounds: Mapping[str, float]) ->
     """
     proto = onnx.load(str(fp32_file))
     products = {node.input[1]: node for node in proto.graph.node if node.op_type == "MatMul"}
-    nodes = {name: products.get(f"model.{name}{WEIGHT_SUFFIX}") for name in bounds}
+    nodes = {name: products.get(f"model.{name}.weight{TRANSPOSED}") for name in bounds}
     if missing := [name for name, node in nodes.items() if node is None]:
         raise ExportError(f"{fp32_file.name} has no product named after {', '.join(missing)}; export without int8")
     ranges = {node.input[0]: _range(bounds[name]) for name, node in nodes.items() if node is not None}

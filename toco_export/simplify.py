@@ -10,7 +10,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnus
 from onnxscript import optimizer
 
 LOGITS_NAME = "logits"
-WEIGHT_SUFFIX, BIAS_SUFFIX = ".weight", ".bias"
+TRANSPOSED = "_transposed"  # added to the name of a weight
 FOLD_LIMIT = 1 << 40  # elements: all constants are folded, the position embedding of a static export too
 
 
@@ -31,17 +31,17 @@ def simplify(model: ir.Model) -> Simplified:
     """Simplify a traced graph, in place, and name its logits.
 
     Folded: everything that depends on weights and fixed sizes alone. Reshapes that keep leading sizes say so with
-    ONNX's 0 instead of working the sizes out again. What is the same is computed once. A weight that was transposed has
-    its layer's name again.
+    ONNX's 0 instead of working the sizes out again. What is the same is computed once. A transposed weight is
+    named after its layer.
     """
     before = count_operations(model)
+    _name_transposed(model)
     optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
     for node in list(model.graph):
         if node.op_type == "Reshape":
             _state_shape(model, node)
     RemoveUnusedNodesPass()(model)
     CommonSubexpressionEliminationPass()(model)
-    _name_weights(model)
     _name_logits(model)
     return Simplified(before, count_operations(model))
 
@@ -77,16 +77,12 @@ def _state_shape(model: ir.Model, node: ir.Node) -> None:
     node.attributes.pop("allowzero", None)  # with it 0 would be a size
 
 
-def _name_weights(model: ir.Model) -> None:
-    """Name the weight of each linear layer after the bias that is added to its product."""
+def _name_transposed(model: ir.Model) -> None:
+    """Name what will be folded to the transposed weight of a linear layer after that weight."""
     for node in model.graph:
-        product = node.inputs[0].producer() if node.op_type == "Add" and node.inputs[0] is not None else None
-        if product is None or product.op_type != "MatMul":
-            continue
-        weight, bias = product.inputs[1], node.inputs[1]
-        name = (bias.name if bias else None) or ""
-        if weight is not None and weight.is_initializer() and name.endswith(BIAS_SUFFIX):
-            weight.name = f"{name.removesuffix(BIAS_SUFFIX)}{WEIGHT_SUFFIX}"
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is not None and source.is_initializer():
+            node.outputs[0].name = f"{source.name}{TRANSPOSED}"
 
 
 def _name_logits(model: ir.Model) -> None:

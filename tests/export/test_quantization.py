@@ -107,9 +107,9 @@ def test_products_of_bytes_are_exact_on_this_processor(tmp_path: Path):
     weight = np.full((width, width), 1, np.float32)
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["x", "model.a.weight"], ["y"], "product")], "g",
+        [onnx.helper.make_node("MatMul", ["x", "model.a.weight_transposed"], ["y"], "product")], "g",
         [value("x", TensorProto.FLOAT, inputs.shape)], [value("y", TensorProto.FLOAT, inputs.shape)],
-        [numpy_helper.from_array(weight, "model.a.weight")],
+        [numpy_helper.from_array(weight, "model.a.weight_transposed")],
     )  # fmt: skip
     onnx.save(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), float_file
@@ -145,6 +145,19 @@ def test_a_gate_that_nothing_passes_is_said(exported: Exported, calibrations, tm
 def test_a_layer_that_the_file_does_not_name_is_said(exported: Exported, tmp_path: Path):
     with pytest.raises(ExportError, match=r"has no product named after backbone\.nowhere"):
         write_quantized(exported.artefacts / "model.onnx", tmp_path / "x.onnx", {"backbone.nowhere": 1.0})
+
+
+def test_weights_keep_their_layers_names_where_all_biases_are_the_same(model: ToCo, tmp_path: Path):
+    """An untrained network's biases are all zeros, and of what is the same the graph keeps one."""
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    export_onnx(ServedModel(exported_model(plain)).eval(), tmp_path / "model.onnx")
+    linear = [name for name, layer in product_layers(plain) if isinstance(layer, torch.nn.Linear)]
+    write_quantized(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", dict.fromkeys(linear, 1.0))
+    assert count_product_types(tmp_path / "model.int8.onnx")["int8"] == len(linear)
 
 
 def test_noise_is_told_in_decibels_the_worst_first():
