@@ -15,6 +15,7 @@ from toco.files import write_atomic
 MANIFEST_FILE = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Backend = Literal["python", "tensorrt", "onnxruntime"]
 
 
 class Artefact(FrozenModel):
@@ -82,9 +83,18 @@ class Manifest(FrozenModel):
     opset: int = Field(gt=0, description="ONNX opset of the fp32 artefact; bf16 needs a later one.")
     profile: Profile
     artefacts: tuple[Artefact, ...]
+    backend: Backend = Field("python", description="Triton's backend that executes the model 'toco'.")
+    container: str | None = Field(
+        None, description="Release of Triton, such as 26.06, in whose image engines were built."
+    )
     parity: tuple[Parity, ...]
     versions: dict[str, str] = Field(description="Package name to version, of all that produced the artefacts.")
     created: str = Field(description="UTC time of the export, ISO 8601.")
+
+
+def triton_image(release: str) -> str:
+    """Return NVIDIA's image of a release of Triton, such as ``26.06``."""
+    return f"nvcr.io/nvidia/tritonserver:{release}-py3"
 
 
 def sha256_of(path: Path) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from toco.command import CommandParser, print_error, run_command
+from toco.config import parse_config
 from toco.errors import ConfigError
 from toco.manifest import Shape
-from toco_export.config import ExportConfig, parse_shape
+from toco_export.config import RELEASE, ExportConfig, parse_shape
 
 PROG = "toco-export"
 EXIT_DISAGREES = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+BACKENDS = ("auto", "python", "onnxruntime", "tensorrt")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx", "auto")
 
 
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.pop("fp16", False):
         options["precisions"] = [*options.get("precisions", ()), "fp16"]
     try:
-        export_run(run, repository, ExportConfig(**options), Console())
+        export_run(run, repository, parse_config(ExportConfig, options, "the command line"), Console())
     except ParityError as error:
         print_error(PROG, str(error))
         return EXIT_DISAGREES
@@ -68,8 +71,23 @@ def _parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument("--workspace-gib", type=float, metavar="GIB", help="memory that an engine's layers may use")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT's kernel timings, to use again")
+    parser.add_argument(
+        "--in-container", type=_release, metavar="RELEASE", help="build TensorRT engines with docker inside NVIDIA's "
+        "Triton image of a release, such as 26.06: only the TensorRT that built an engine loads it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="Triton's backend for the network (default: auto, tensorrt where there is "
+        "such an engine, else python, which runs everywhere)",
+    )  # fmt: skip
     parser.add_argument("--portable", action="store_true", help="a TensorRT engine for other GPUs and versions too")
     return parser
+
+
+def _release(text: str) -> str:
+    """Read a release of Triton as argparse wants it."""
+    if not re.fullmatch(RELEASE, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no release of Triton; give year and month, such as 26.06")
+    return text
 
 
 def _shape(text: str) -> Shape:

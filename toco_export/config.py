@@ -10,12 +10,13 @@ from pydantic import Field
 
 from toco.config import FrozenModel
 from toco.errors import ConfigError, ExportError
-from toco.manifest import Profile, Shape
+from toco.manifest import Backend, Profile, Shape
 
 Exported = Literal["fp32", "fp16", "bf16", "int8"]
 Engine = Literal["tensorrt-rtx", "tensorrt"]
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx", "auto"]
 
+RELEASE = r"^2\d\.(0[1-9]|1[0-2])$"  # of Triton: year and month
 MAX_BATCH = 8
 SMALLEST_PATCHES = 4
 
@@ -38,7 +39,29 @@ class ExportConfig(FrozenModel):
     )
     workspace_gib: float = Field(4.0, gt=0, description="Memory that an engine's layers may use beside its weights.")
     timing_cache: Path | None = Field(None, description="File of kernel timings to reuse and add to.")
+    in_container: str | None = Field(
+        None,
+        pattern=RELEASE,
+        description="Release of Triton, such as 26.06: TensorRT engines are built inside NVIDIA's image of it.",
+    )
+    backend: Literal["auto", "python", "onnxruntime", "tensorrt"] = Field(
+        "auto",
+        description="Triton's backend for the network; auto: tensorrt where there is such an engine, else python.",
+    )
     portable: bool = Field(False, description="An engine for other GPUs and later versions too, somewhat slower.")
+
+
+def resolve_backend(config: ExportConfig, engine: Engine | None) -> Backend:
+    """Return which backend of Triton executes the network.
+
+    Raises:
+        ConfigError: Triton's backend for TensorRT is asked for, and no engine for it.
+    """
+    if config.backend == "tensorrt" and engine != "tensorrt":
+        raise ConfigError("--backend tensorrt serves an engine of TensorRT; add --target tensorrt, or leave it out")
+    if config.backend == "auto":
+        return "tensorrt" if engine == "tensorrt" else "python"
+    return config.backend
 
 
 def parse_shape(text: str) -> Shape:

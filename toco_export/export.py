@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from toco.manifest import Artefact, Precision
+from toco.manifest import Artefact, Backend, Precision
 from toco_export.calibration import calibrate
 from toco_export.config import Engine, ExportConfig
+from toco_export.container import build_in_container
 from toco_export.conversion import convert
 from toco_export.description import describe_artefact, describe_export
 from toco_export.engine import LIBRARIES, BuildOptions, build_engine
@@ -125,10 +126,16 @@ class Export:
         path = onnx_file.with_suffix(LIBRARIES[engine].suffix)
         with self._stages.stage("build", f"building the {precision} engine") as stage:
             config = self._config
-            report = build_engine(
-                onnx_file, path, self._source.profile, target=engine, progress=stage.progress,
-                options=BuildOptions(config.workspace_gib, config.timing_cache, config.portable),
-            )  # fmt: skip
+            options = BuildOptions(config.workspace_gib, config.timing_cache, config.portable)
+            if config.in_container:
+                report = build_in_container(
+                    onnx_file, path, self._source.profile, release=config.in_container, progress=stage.progress,
+                    options=options,
+                )  # fmt: skip
+            else:
+                report = build_engine(
+                    onnx_file, path, self._source.profile, target=engine, progress=stage.progress, options=options
+                )
             kept = next(artefact.kept_fp32 for artefact in self._artefacts if artefact.file == onnx_file.name)
             require_precision(report.product_types, precision, len(kept), path.name)
             self._engines.append(report)
@@ -148,13 +155,13 @@ class Export:
             stage.outcome = f"{len(verification.parities)} comparisons with PyTorch fp32: {outcome}"
         return verification
 
-    def report(self, verification: Verification) -> ExportReport:
-        """Describe all of it."""
+    def report(self, verification: Verification, backend: Backend) -> ExportReport:
+        """Describe all of it; ``backend`` is Triton's that will execute the network."""
         source = self._source
         return ExportReport(
             manifest=describe_export(
                 source.model, source.profile, self._artefacts, verification.parities, self._engines
-            ),
+            ).model_copy(update={"backend": backend, "container": self._config.in_container}),
             verification=verification,
             notes={name: [*notes, *filter(None, [self._fused.get(name)])] for name, notes in self._notes.items()},
             required={candidate.name: candidate.min_agreement for candidate in self._candidates},

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from toco.errors import ExportError
+from toco.errors import ConfigError, ExportError
 from toco.files import atomic_folder
 from toco.manifest import Manifest
-from toco_export.config import Engine, ExportConfig
+from toco_export.config import Engine, ExportConfig, resolve_backend
+from toco_export.container import require_docker
 from toco_export.description import describe_backbone
 from toco_export.engine import LIBRARIES, EngineLibraryError, load_library
 from toco_export.export import Export
@@ -44,6 +45,7 @@ def export_run(run: Path, repository: Path, config: ExportConfig, console: Conso
     stages = Stages(console)
     with stages.stage("load", f"reading {run}") as stage:
         engine = choose_engine(config)
+        resolve_backend(config, engine)  # refuses what cannot be served before any work
         source = load_source(run, repository, config)
         stage.outcome = (
             f"{describe_backbone(source.model.config)}; {len(source.model.config.classes)} classes; "
@@ -61,8 +63,14 @@ def choose_engine(config: ExportConfig) -> Engine | None:
     """Return which engine is built, if one is; ``auto`` takes the first whose library loads.
 
     Raises:
-        EngineLibraryError: The library that was asked for does not load.
+        EngineLibraryError: The library that was asked for does not load, or docker is not here.
+        ConfigError: A container is asked for, and an engine that is not built in one.
     """
+    if config.in_container:
+        if config.target not in ("auto", "tensorrt"):
+            raise ConfigError(f"--in-container builds engines of TensorRT; leave --target {config.target} out")
+        require_docker(config.in_container)
+        return "tensorrt"
     if config.target == "onnx":
         return None
     if config.target != "auto":
@@ -99,7 +107,7 @@ def _export(source: Source, repository: Path, config: ExportConfig, engine: Engi
             if engine:
                 export.build(precision, engine)
         verification = export.verify()
-        report = export.report(verification)
+        report = export.report(verification, resolve_backend(config, engine))
         stages.console.print(terminal_table(report))
         if verification.failures:
             report.write(failure_folder(repository))

@@ -12,10 +12,12 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 
 from toco.errors import ExportError
-from toco.manifest import Artefact, Manifest, sha256_of, write_manifest
+from toco.manifest import Artefact, Manifest, Precision, sha256_of, write_manifest
 
 VERSION = 1
 MODEL, IMAGE_MODEL = "toco", "toco_image"
+
+GPU_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8", "fp32")
 
 MAX_QUEUE_SIZE = 64
 QUEUE_TIMEOUT_US = 30_000_000
@@ -49,8 +51,9 @@ def complete_repository(folder: Path, manifest: Manifest) -> None:
         version = folder / name / str(VERSION)
         version.mkdir(parents=True, exist_ok=True)
         (folder / name / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
-        code = resources.files("triton_models") / name / str(VERSION) / "model.py"
-        (version / "model.py").write_bytes(code.read_bytes())
+        if config.backend == "python":
+            code = resources.files("triton_models") / name / str(VERSION) / "model.py"
+            (version / "model.py").write_bytes(code.read_bytes())
     write_manifest(folder, manifest)
 
 
@@ -70,21 +73,39 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
         "min_width": str(smallest.width),
         "max_height": str(largest.height),
         "max_width": str(largest.width),
-        "num_threads": "0",
-        **_onnx_files(manifest),
     }
+    onnx_files = _onnx_files(manifest)
+    kind = triton.ModelInstanceGroup.KIND_GPU
+    if manifest.backend == "python":
+        parameters |= {"num_threads": "0", **onnx_files}
+        kind = triton.ModelInstanceGroup.KIND_AUTO
     return triton.ModelConfig(
         name=MODEL,
-        backend="python",
+        backend=manifest.backend,
+        default_model_filename="" if manifest.backend == "python" else served_file(manifest),
         max_batch_size=largest.batch,
         version_policy=_this_version(),
         input=[triton.ModelInput(name="image", data_type=triton.TYPE_UINT8, dims=[-1, -1, 3])],
         output=_outputs([-1, -1]),
-        instance_group=[triton.ModelInstanceGroup(count=1, kind=triton.ModelInstanceGroup.KIND_AUTO)],
+        instance_group=[triton.ModelInstanceGroup(count=1, kind=kind)],
         dynamic_batching=triton.ModelDynamicBatching(),
         model_warmup=[_warmup(manifest)],
         parameters=_parameters(parameters),
     )
+
+
+def served_file(manifest: Manifest) -> str:
+    """Return the file that a backend of Triton's own executes: on a GPU, where fp16 comes before all others.
+
+    Raises:
+        ExportError: There is none for the manifest's backend.
+    """
+    wanted = "tensorrt" if manifest.backend == "tensorrt" else "onnx"
+    files = {artefact.precision: artefact.file for artefact in manifest.artefacts if artefact.format == wanted}
+    for precision in GPU_PRECISIONS:
+        if precision in files:
+            return files[precision]
+    raise ExportError(f"the manifest has no {wanted} artefact, which the backend {manifest.backend} would serve")
 
 
 def image_model_config(manifest: Manifest) -> triton.ModelConfig:

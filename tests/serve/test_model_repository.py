@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from google.protobuf import text_format
 from toy_model import toy_manifest, write_toy_onnx, write_toy_repository
@@ -105,6 +106,40 @@ def test_the_fp16_graph_is_named_where_there_is_one(onnx_file, folder):
     complete_repository(folder, toy_manifest(onnx_file, artefacts=(fp32, fp16)))
     stated = parameters(read_config(folder, "toco"))
     assert (stated["onnx_fp32"], stated["onnx_fp16"]) == ("model.onnx", "model.fp16.onnx")
+
+
+TRITON_TYPES = {triton.TYPE_UINT8: onnx.TensorProto.UINT8}
+
+
+def test_a_backend_of_tritons_own_gets_the_fp16_file_and_no_python_code(onnx_file, folder):
+    fp32 = toy_manifest(onnx_file).artefacts[0]
+    fp16 = fp32.model_copy(update={"file": "model.fp16.onnx", "precision": "fp16"})
+    shutil.copyfile(onnx_file, artefact_folder(folder) / "model.fp16.onnx")
+    complete_repository(folder, toy_manifest(onnx_file, artefacts=(fp32, fp16), backend="onnxruntime"))
+    config = read_config(folder, "toco")
+    assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.fp16.onnx")
+    assert [(group.count, group.kind) for group in config.instance_group] == [(1, triton.ModelInstanceGroup.KIND_GPU)]
+    assert parameters(config).keys() >= {"classes", "patch_size"}, "the client reads them"
+    assert not parameters(config).keys() & {"onnx_fp32", "num_threads"}
+    assert not (artefact_folder(folder) / "model.py").exists()
+    assert (folder / "toco_image/1/model.py").exists(), "pictures are decoded in python whatever executes the network"
+
+
+def test_what_tritons_own_backend_is_told_of_input_and_output_is_what_the_graph_has(onnx_file, folder):
+    complete_repository(folder, toy_manifest(onnx_file, backend="onnxruntime"))
+    config, graph = read_config(folder, "toco"), onnx.load(onnx_file).graph
+    for stated, real in ((config.input, graph.input), (config.output, graph.output)):
+        assert [(tensor.name, TRITON_TYPES[tensor.data_type]) for tensor in stated] == [
+            (value.name, value.type.tensor_type.elem_type) for value in real
+        ]
+        for tensor, value in zip(stated, real, strict=True):
+            sizes = [size.dim_value or -1 for size in value.type.tensor_type.shape.dim]
+            assert sizes == [-1, *tensor.dims], "the batch comes first and is Triton's"
+
+
+def test_a_backend_without_its_artefact_is_refused(onnx_file, folder):
+    with pytest.raises(ExportError, match="no tensorrt artefact, which the backend tensorrt would serve"):
+        complete_repository(folder, toy_manifest(onnx_file, backend="tensorrt"))
 
 
 def test_buckets_are_camera_shapes_rounded_to_the_patch_and_within_the_profile(onnx_file):
