@@ -63,7 +63,7 @@ def _state_shape(model: ir.Model, node: ir.Node) -> None:
     ):
         return
     stated = [
-        size if isinstance(size, int) else 0 if axis < len(source.shape) and size == source.shape[axis] else -1
+        size if isinstance(size, int) else 0 if _is_size_of(size, source.shape, axis) else -1
         for axis, size in enumerate(result.shape)
     ]
     if stated.count(-1) > 1:
@@ -75,6 +75,11 @@ def _state_shape(model: ir.Model, node: ir.Node) -> None:
                                                   type=ir.TensorType(ir.DataType.INT64)))  # fmt: skip
     node.replace_input_with(1, model.graph.initializers[name])
     node.attributes.pop("allowzero", None)  # with it 0 would be a size
+
+
+def _is_size_of(size: ir.SymbolicDim, shape: ir.Shape, axis: int) -> bool:
+    """Tell whether an open size is known to be that of an axis; two sizes without a name are not known to be one."""
+    return size.value is not None and axis < len(shape) and size == shape[axis]
 
 
 def _name_transposed(model: ir.Model) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript import opset20
 from torch.export import Dim
+from torch.onnx import OnnxExporterError
 
 from toco.errors import ExportError
 from toco.manifest import Precision, Shape
@@ -40,23 +43,44 @@ def trace_onnx(served: ServedModel, static: Shape | None = None, opset: int = OP
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations between torch and onnxscript, of no use to a user
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            program = torch.onnx.export(
-                _trace(served, static),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[INPUT_NAME],
-                output_names=list(OUTPUT_NAMES),
-                optimize=False,  # toco_export.simplify does
-                verbose=False,
-            )
+            traced = _trace(served, static)
+            try:
+                return _to_onnx(_already_decomposed(traced), opset)
+            except OnnxExporterError:  # an operation of another network that has to be taken apart first
+                return _to_onnx(_trace(served, static), opset)
     except Exception as error:  # torch and onnxscript each have their own families
         reason = " ".join(str(error).split())[:300]
         raise ExportError(
             f"the network has no valid ONNX form: {type(error).__name__}: {reason}; "
             f"use a plain ViT, and torch {torch.__version__.split('+')[0]} with an onnxscript of the same age"
         ) from error
+
+
+def _to_onnx(traced: torch.export.ExportedProgram, opset: int) -> ir.Model:
+    """Write a traced graph in ONNX's operations."""
+    program = torch.onnx.export(
+        traced,
+        dynamo=True,
+        opset_version=opset,
+        input_names=[INPUT_NAME],
+        output_names=list(OUTPUT_NAMES),
+        optimize=False,  # toco_export.simplify does
+        verbose=False,
+        custom_translation_table={torch.ops.aten.to.dtype: _cast},
+    )
     assert program is not None
     return program.model
+
+
+def _already_decomposed(traced: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Let the exporter take a graph as it is: it would spend most of its time to take apart what it can translate."""
+    traced.run_decompositions = lambda *_, **__: traced
+    return traced
+
+
+def _cast(values: Any, dtype: int, **_: Any) -> Any:
+    """Translate a change of type, which PyTorch's exporter translates only when it is taken apart."""
+    return opset20.Cast(values, to=dtype)
 
 
 def _trace(served: ServedModel, static: Shape | None) -> torch.export.ExportedProgram:

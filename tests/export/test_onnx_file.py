@@ -166,6 +166,24 @@ def test_a_graph_that_would_freeze_its_batch_is_refused(model: ToCo, tmp_path: P
         export_onnx(FreezesItsBatch(model), tmp_path / "model.onnx")
 
 
+class NeedsDecomposition(ServedModel):
+    """Holds an operation that PyTorch's exporter translates only once it is taken apart."""
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.rad2deg(super().logits(image))
+
+
+@pytest.mark.parametrize("kind", [ServedModel, NeedsDecomposition])
+def test_networks_of_other_forms_are_exported_too(model: ToCo, tmp_path: Path, kind: type[ServedModel]):
+    """timm's own attention, as other attentions than its plain one keep it."""
+    served = kind(model).eval()
+    export_onnx(served, tmp_path / "model.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    expected = served.logits(torch.from_numpy(pixels)).detach().numpy()
+    got = open_onnx(tmp_path / "model.onnx").segment(pixels).logits
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_the_precision_is_read_from_the_products_of_the_file_not_from_its_name(exported: Exported, tmp_path: Path):
     misnamed = shutil.copyfile(exported.artefacts / "model.onnx", tmp_path / "model.fp16.onnx")
     assert count_product_types(misnamed) == {"fp32": 4 * 6 + 4}
