@@ -35,11 +35,13 @@ BEST_FOLDER = "best"
 BOARD_FOLDER = "tensorboard"
 NONFINITE_FOLDER = "nonfinite"
 EVALUATION_FOLDER = "evaluation"  # of toco-eval
+ANALYSIS_FOLDER = "analysis"  # of toco-analyze
 
 _OURS = (  # all that a run writes, the configuration first: without it a folder holds no run
     CONFIG_FILE, CLASSES_FILE, f"{CHECKPOINTS_FOLDER}/step_*.safetensors", WEIGHTS_FILE, METRICS_FILE, LOG_FILE,
     f"{BEST_FOLDER}/{CONFIG_FILE}", f"{BEST_FOLDER}/{WEIGHTS_FILE}", f"{SAMPLES_FOLDER}/step_*.png",
     f"{BOARD_FOLDER}/events.out.tfevents.*", f"{NONFINITE_FOLDER}/step_*", f"{EVALUATION_FOLDER}/*",
+    f"{ANALYSIS_FOLDER}/*",
 )  # fmt: skip
 _LEFT_BY_A_KILL = tuple(  # what toco.files and safetensors call a file that is not whole yet
     f"{folder}{name}"
