@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,9 @@ from torch.nn import functional as F
 
 from toco.errors import ConfigError
 from toco_train.backbone import Backbone, build_backbone
-from toco_train.config import load_config
 from toco_train.data.pictures import read_image
 from toco_train.data.source import Sample
-from toco_train.model import CONFIG_FILE, ToCo, load_run
+from toco_train.model import ToCo
 from toco_train.prediction import mean_token_similarity, predict, resized, square_images
 
 Point = tuple[float, float]
@@ -122,16 +120,10 @@ class PlaceInImage:
     views: tuple[PatchView, ...]
 
 
-def run_subject(folder: Path, name: str, device: torch.device) -> Subject:
-    """Return the network of a run folder, to look into.
-
-    Raises:
-        RunError: It is no finished run.
-        ConfigError: Its configuration is malformed.
-    """
-    model = load_run(folder).to(device)
-    config, cam = model.config, load_config(None, folder / CONFIG_FILE, {}).cam
-    return Subject(name, model.backbone, config.image_size, config.mean, config.std, model, cam.scales)
+def run_subject(model: ToCo, name: str, cam_scales: tuple[float, ...]) -> Subject:
+    """Return the network of a run, in evaluation mode, to look into."""
+    config = model.config
+    return Subject(name, model.backbone, config.image_size, config.mean, config.std, model, cam_scales)
 
 
 def timm_subject(

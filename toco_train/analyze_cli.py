@@ -36,7 +36,7 @@ from toco_train.config import load_config
 from toco_train.data.opening import DataConfig, open_source
 from toco_train.data.source import DataSource, Sample
 from toco_train.display import progress_bars
-from toco_train.model import CONFIG_FILE
+from toco_train.model import CONFIG_FILE, load_run
 from toco_train.patch_figure import patch_figure
 from toco_train.run_folder import ANALYSIS_FOLDER
 from toco_train.run_source import add_data_flags, open_run_source, require_classes
@@ -200,7 +200,8 @@ def _subjects(arguments: argparse.Namespace, device: torch.device) -> list[Subje
             subject = timm_subject(given, name, device, pretrained=not arguments.no_pretrained,
                                    weights=arguments.weights, image_size=arguments.size)  # fmt: skip
         else:
-            subject = run_subject(Path(given), name, device)
+            model = load_run(given).to(device)
+            subject = run_subject(model, name, load_config(None, Path(given) / CONFIG_FILE, {}).cam.scales)
         subjects.append(subject)
     return subjects
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _THEME = {"#010203": "var(--ink)", "#040506": "var(--soft)", "#070809": "var(--line)"}  # colours that nothing else has
 _INK, _SOFT, _LINE = _THEME
 _PX_PER_PT = 96 / 72
+_MOST_MARKERS = 15
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,13 @@ def similarity_chart(curves: Sequence[BlockSimilarity], size: tuple[float, float
 
 
 def curve_chart(
-    curves: Sequence[Curve], *, x: str, y: str, size: tuple[float, float], limits: tuple[float, float] | None = None
+    curves: Sequence[Curve],
+    *,
+    x: str,
+    y: str,
+    size: tuple[float, float],
+    x_limits: tuple[float, float],
+    y_limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw lines over a common x.
 
@@ -73,14 +81,18 @@ def curve_chart(
         x: What x is, with its unit.
         y: What y is, with its unit.
         size: Width and height in inches.
-        limits: Range of y; None for that of the lines.
+        x_limits: Range of x.
+        y_limits: Range of y; None for that of the lines.
     """
     figure, axes = _chart(size, x, y)
     for index, curve in enumerate(curves):
-        style = line_style(index) if len(curve.x) <= 30 else {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.4}
+        style = line_style(index)
+        if len(curve.x) > _MOST_MARKERS:
+            style |= {"marker": "", "linewidth": 1.4}
         axes.plot(curve.x, curve.y, label=_plain(curve.name), **style)
-    if limits is not None:
-        axes.set_ylim(*limits)
+    axes.set_xlim(*x_limits)
+    if y_limits is not None:
+        axes.set_ylim(*y_limits)
     if len(curves) > 1:
         _legend(figure, *axes.get_legend_handles_labels())
     return figure
@@ -122,7 +134,7 @@ def themed() -> Iterator[None]:
         yield
 
 
-def inline_svg(figure: Figure, name: str) -> str:
+def inline_svg(figure: Figure, name: str, least: float = 0.0) -> str:
     """Return a figure that was drawn ``themed`` as an SVG element to stand in a page.
 
     It is at most as wide as drawn, its text stays text, and its colours are the page's variables ``--ink``, ``--soft``
@@ -131,6 +143,7 @@ def inline_svg(figure: Figure, name: str) -> str:
     Args:
         figure: The figure.
         name: What it shows, for those who cannot see it; its identifiers in the page are made from it.
+        least: Width below which it does not shrink, as a share of the width that it is drawn at.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
@@ -143,8 +156,9 @@ def inline_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # the same in every figure, and nothing refers to them
     svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1system-ui, sans-serif", svg)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1]) * _PX_PER_PT  # type: ignore[index]
-    svg = re.sub(r'<svg ([^>]*?)width="[\d.]+pt"', rf'<svg \1style="max-width: {width:.0f}px"', svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)height="[\d.]+pt"', rf'<svg \1role="img" aria-label="{name}"', svg, count=1)
+    limits = f'style="max-width: {width:.0f}px; min-width: {least * width:.0f}px"'
+    svg = re.sub(r'<svg ([^>]*?)width="[\d.]+pt"', rf"<svg \1{limits}", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[\d.]+pt"', rf'<svg \1role="img" aria-label="{escape(name)}"', svg, count=1)
     for colour, variable in _THEME.items():
         svg = svg.replace(colour, variable)
     return svg

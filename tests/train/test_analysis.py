@@ -170,9 +170,8 @@ def test_figures_are_written_twice_the_same(tmp_path):
 
 def test_a_chart_in_a_page_has_the_colours_of_the_page():
     with themed():
-        figure = curve_chart(
-            [Curve("a", [0, 1], [1, 2]), Curve("b<c", [0, 1], [2, 1])], x="step", y="loss", size=(4, 3)
-        )
+        curves = [Curve("a", [0, 1], [1, 2]), Curve("b<c", [0, 1], [2, 1])]
+        figure = curve_chart(curves, x="step", y="loss", size=(4, 3), x_limits=(0, 1))
     svg = inline_svg(figure, "losses")
     assert svg.startswith("<svg")
     assert 'aria-label="losses"' in svg

@@ -143,7 +143,7 @@ def _evaluation(num_labels):
     scores = Scores((1.0,) * num_labels, 1.0, 1.0, (1.0,) * num_labels, 1.0)
     head = ClassScores((1.0,) * (num_labels - 1), 1.0, (1.0,) * (num_labels - 1), 1.0)
     confusion = torch.eye(num_labels, dtype=torch.int64).repeat(3, 1, 1)
-    return Evaluation(scores, scores, scores, head, head, 0.5, 9999, confusion)
+    return Evaluation(scores, scores, scores, head, head, 0.5, 9999, confusion, (1.0,) * 9999)
 
 
 @pytest.mark.parametrize("num_classes", [20, 80])
