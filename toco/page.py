@@ -30,7 +30,8 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 figure { margin: 1rem 0; padding: .75rem; background: var(--card); border-radius: .5rem; }
 .strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .5rem; }
-.strip div { font-size: .8rem; color: var(--soft); } img { width: 100%; display: block; border-radius: .25rem; }
+.strip div { font-size: .8rem; color: var(--soft); } img { width: 100%; max-height: 24rem;
+  object-fit: contain; display: block; border-radius: .25rem; }
 """
 
 

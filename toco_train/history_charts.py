@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from toco_train.charts import Curve, curve_chart, inline_svg, themed
@@ -36,11 +37,16 @@ def history_charts(history: History) -> Iterator[str]:
         yield _figure(
             "mIoU, %",
             [
-                Curve(name, steps, [100 * line["evaluation"][kind]["mean_iou"] for line in history.evaluations])
+                Curve(name, steps, [_percent(line["evaluation"][kind]["mean_iou"]) for line in history.evaluations])
                 for kind, name in _MASKS.items()
             ],
             limits=(0, 100),
         )
+
+
+def _percent(share: float | None) -> float:
+    """Return a share of 1 in per cent; NaN, which is not drawn, where there is none."""
+    return math.nan if share is None else 100 * share
 
 
 def _figure(title: str, curves: list[Curve], limits: tuple[float, float] | None = None) -> str:

@@ -49,7 +49,8 @@ STYLE = """
 .cards div { background: var(--card); border-radius: .5rem; padding: .6rem .75rem; color: var(--soft);
   font-size: .85rem; } .cards b { display: block; font-size: 1.35rem; color: var(--ink); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .75rem; }
-table { margin-bottom: 1rem; } th, td:first-child { white-space: normal; } td:first-child { min-width: 6.5rem; }
+table { margin-bottom: 1rem; } th, td:first-child { white-space: normal; } td:first-child { min-width: 6.5rem;
+  overflow-wrap: anywhere; }
 .charts figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: 0; list-style: none; font-size: .85rem; }
 .legend i { display: inline-block; width: .85em; height: .85em; border-radius: .2em; margin-right: .35em;

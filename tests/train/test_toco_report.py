@@ -16,6 +16,7 @@ from toco_train.data.masks import LabelMask
 from toco_train.data.source import Sample
 from toco_train.gallery import choose
 from toco_train.history import History, read_history, thinned
+from toco_train.history_charts import history_charts
 from toco_train.report_cli import main
 
 PICTURES = ["image", "aux CAM", "CAM", "pseudo label", "predicted mask", "truth"]
@@ -253,3 +254,9 @@ def test_a_full_disk_leaves_the_report_that_was_there(run, monkeypatch, capsys):
     assert "report.html (No space left on device); make room and write it with toco-report" in capsys.readouterr().err
     assert (run / "report.html").read_bytes() == before
     assert not [path for path in run.iterdir() if path.name.startswith(".report")]
+
+
+def test_an_evaluation_without_any_score_is_drawn_as_none():
+    line = {"step": 3, "evaluation": {kind: {"mean_iou": None} for kind in ("cam", "aux_cam", "seg")}}
+    (figure,) = history_charts(History((), (line,)))
+    assert 'aria-label="mIoU, %"' in figure
