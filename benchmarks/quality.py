@@ -37,7 +37,7 @@ from toco_train.data.opening import open_source
 from toco_train.model import CONFIG_FILE, load_run
 from toco_train.run_folder import METRICS_FILE
 
-LAST_ALONE = ("--evaluation.every", "1000000")  # evaluated at the last step alone
+SETTINGS = ("--evaluation.every", "1000000", "--checkpoint.every", "100")  # scored at the last step alone
 _BATCH_SIZE = 12
 
 
@@ -121,7 +121,7 @@ def train(data: Path, out: Path, row: str, seed: int, *, flags: Sequence[str]) -
     run = out / f"{row}-seed{seed}"
     off = [word for name in ROWS[row].off for word in (f"--weights.{name}", "0")]
     command = [sys.executable, "-m", "toco_train", "--resume", "--preset", "demo", "--data", str(data), "--out",
-               str(run), "--seed", str(seed), *LAST_ALONE, *off, *flags]  # fmt: skip
+               str(run), "--seed", str(seed), *SETTINGS, *off, *flags]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise TocoError(f"{shlex.join(command)} ended with {finished.returncode}: {finished.stderr.strip()[-300:]}")
@@ -135,9 +135,10 @@ def outcome(run: Path, title: str) -> Outcome:
         TocoError: The run was stopped before its last evaluation.
     """
     config = load_config(None, run / CONFIG_FILE, {})
-    last = json.loads((run / METRICS_FILE).read_text(encoding="utf-8").splitlines()[-1])
+    lines = (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1]) if lines else {}
     if "evaluation" not in last:
-        raise TocoError(f"the run {run} was stopped at step {last['step']}: run the same command again to go on")
+        raise TocoError(f"the run {run} was stopped before its end: run the same command again to go on")
     model = load_run(run).to("cuda" if torch.cuda.is_available() else "cpu")
     samples = open_source(config.data, seed=config.seed).val
     subject = run_subject(model, title, config.cam.scales)

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``toco-analyze``."""
     arguments = _parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)  # the random weights of --no-pretrained are the same each time
     subjects = _subjects(arguments, device)
     source = _source(arguments, subjects)
     samples: tuple[Sample, ...] = getattr(source, arguments.split)

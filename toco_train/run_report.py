@@ -65,7 +65,8 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` into a run folder, whole or not at all, and return its path.
 
-    Beside what is given it takes a handful of predictions, and the tokens of ``SIMILARITY_IMAGES`` images.
+    Beside what is given it takes a handful of predictions, and the tokens of ``SIMILARITY_IMAGES`` images: at the size
+    of the demo 5 s on two busy cores, 0.7 % of the training before it (2026-11-25). The page states its own time.
 
     Args:
         folder: The run folder.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality import LADDER, ROWS, Outcome, main, report
+from benchmarks.quality import LADDER, ROWS, Outcome, main, outcome, report
 from tests.train.small_runs import SETTINGS, small_shapes
 from toco.errors import TocoError
 from toco_train.analysis import BlockSimilarity
@@ -39,6 +39,14 @@ def test_the_table_holds_mean_and_spread_and_no_score_of_a_decoder_that_nothing_
             "| 0.250 ± 0.000 |") in text  # fmt: skip
     assert "| plain CAM | 1 | 60.0 | 60.0 | - | 0.700 |" in text
     assert "(x.png)" in text
+
+
+@pytest.mark.parametrize("metrics", ["", '{"step": 10, "losses": {}}\n'])
+def test_a_run_that_was_stopped_is_not_taken_for_finished(tmp_path: Path, metrics: str) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 20\n")
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    with pytest.raises(TocoError, match="was stopped before its end: run the same command again to go on"):
+        outcome(tmp_path, "x")
 
 
 @pytest.mark.slow

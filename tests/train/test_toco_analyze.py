@@ -4,9 +4,12 @@ import csv
 import shutil
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from toco_train.analyze_cli import main
+from toco_train.backbone import build_backbone
 
 FILES = {f"{stem}{suffix}" for stem in ("token_similarity", "patch_similarity") for suffix in (".png", ".svg", ".csv")}
 TIMM = "vit_tiny_patch16_224"
@@ -75,6 +78,22 @@ def test_a_backbone_alone_needs_data_and_a_folder(shapes, tmp_path):
     argv = [TIMM, "--no-pretrained", "--size", "32", "--data", str(shapes), "--out", str(tmp_path / "out")]
     assert main([*argv, "--images", "2"]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_a_plain_backbone_has_the_weights_of_a_file_or_the_same_random_ones_each_time(shapes, tmp_path):
+    def analysed(name, *flags):
+        argv = [TIMM, "--size", "32", "--data", str(shapes), "--images", "1", "--out", str(tmp_path / name), *flags]
+        assert main(argv) == 0
+        return (tmp_path / name / "patch_similarity.csv").read_text()
+
+    random = analysed("random", "--no-pretrained")
+    assert analysed("again", "--no-pretrained") == random
+    torch.manual_seed(0)
+    backbone = build_backbone(TIMM, pretrained=False, aux_block=-1).vit
+    save_file(backbone.state_dict(), tmp_path / "same.safetensors")
+    save_file({name: value * 1.5 for name, value in backbone.state_dict().items()}, tmp_path / "other.safetensors")
+    assert analysed("same", "--weights", str(tmp_path / "same.safetensors")) == random
+    assert analysed("other", "--weights", str(tmp_path / "other.safetensors")) != random
 
 
 def test_bad_input_gives_one_sentence_and_status_2(run, shapes, tmp_path, capsys):
