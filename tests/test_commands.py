@@ -11,8 +11,8 @@ COMMANDS = sorted(point.name for point in entry_points(group="console_scripts") 
 
 def test_these_are_the_commands():
     assert COMMANDS == [
-        "toco-data", "toco-eval", "toco-export", "toco-import", "toco-label", "toco-predict", "toco-serve",
-        "toco-shapes", "toco-train",
+        "toco-analyze", "toco-data", "toco-eval", "toco-export", "toco-import", "toco-label", "toco-predict",
+        "toco-report", "toco-serve", "toco-shapes", "toco-train",
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the three packages of ToCo share: errors, the command wrapper, configuration, palette, files, the manifest.
+"""What the three packages of ToCo share: errors, commands, configuration, palette, files, pages, the manifest.
 
 Light on purpose: nothing here imports torch, so that the serving side runs where torch is not installed.
 """

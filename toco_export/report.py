@@ -11,28 +11,11 @@ from rich.table import Table
 
 from toco.files import write_atomic
 from toco.manifest import Manifest, Parity
+from toco.page import page, table
 from toco_export.report_pictures import comparison_strip
 from toco_export.verification import Verification
 
 HTML_FILE, MARKDOWN_FILE = "export_report.html", "export_report.md"
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2024; --page: #fff; --soft: #5b6570; --line: #d9dee3; --good: #18794e;
-  --bad: #c62828; --card: #f6f8fa; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --page: #15181b; --soft: #9aa4ae; --line: #33393f;
-  --good: #4cc38a; --bad: #ff8080; --card: #1d2125; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 68rem;
-  margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p, figcaption, li { color: var(--soft); margin: .25rem 0; } ul { padding-left: 1.2rem; }
-.verdict { font-weight: 600; } .pass { color: var(--good); } .fail { color: var(--bad); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
-figure { margin: 1rem 0; padding: .75rem; background: var(--card); border-radius: .5rem; }
-.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .5rem; }
-.strip div { font-size: .8rem; color: var(--soft); } img { width: 100%; display: block; border-radius: .25rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -79,21 +62,16 @@ class ExportReport:
     def html(self) -> str:
         """Return the report as one page that needs no other file."""
         failed = bool(self.verification.failures)
-        head = (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>Export of {escape(self.manifest.backbone)}</title><style>{STYLE}</style></head><body>"
-        )
         body = [
             f"<h1>Export of {escape(self.manifest.backbone)}</h1>",
             f'<p class="verdict {"fail" if failed else "pass"}">{escape(self.verdict())}</p>',
             *(f'<p class="fail">{escape(failure)}</p>' for failure in self.verification.failures),
-            *(_html_table(*table) for table in self._tables()),
+            *(f"<h2>{escape(title)}</h2>{table(headings, rows)}" for title, headings, rows in self._tables()),
             "<h2>What was made</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in self._notes()) + "</ul>",
             "<h2>Worst images</h2><p>For each artefact the image that it labels least like PyTorch.</p>",
             *(comparison_strip(name, worst) for name, worst in self.verification.worst.items()),
         ]
-        return head + "\n".join(body) + "</body></html>\n"
+        return page(f"Export of {self.manifest.backbone}", body)
 
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Return title, headings and rows of each table."""
@@ -164,9 +142,3 @@ def terminal_table(report: ExportReport) -> Table:
 
 def _figure(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
-
-
-def _html_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<h2>{escape(title)}</h2><div class="wide"><table><tr>{head}</tr>{body}</table></div>'

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from html import escape
-
 import numpy as np
 from PIL import Image, ImageFilter
 
+from toco.page import picture_strip
 from toco.palette import UInt8Array, overlay
 from toco_export.verification import WorstImage
 
-MAX_SIDE_PX = 320
 MARK_PX = 3
 DIFFERENT = (255, 0, 200)
 
@@ -26,13 +22,9 @@ def comparison_strip(name: str, worst: WorstImage) -> str:
         name: overlay(worst.image, worst.got),
         "different pixels": mark_differences(worst),
     }
-    cells = "".join(
-        f'<div><img alt="{escape(title)}" src="{_data_uri(pixels)}">{escape(title)}</div>'
-        for title, pixels in pictures.items()
-    )
     height, width = worst.expected.shape
     caption = f"{name}: {different:,} of {worst.expected.size:,} pixels differ ({height}x{width})"
-    return f'<figure><div class="strip">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    return picture_strip(pictures, caption)
 
 
 def mark_differences(worst: WorstImage) -> UInt8Array:
@@ -42,11 +34,3 @@ def mark_differences(worst: WorstImage) -> UInt8Array:
     shown = np.asarray(differs.filter(ImageFilter.MaxFilter(MARK_PX)))  # a single pixel would not be seen
     marked = np.where(shown[..., None] > 0, DIFFERENT, grey)
     return marked.astype(np.uint8)
-
-
-def _data_uri(pixels: UInt8Array) -> str:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,45 @@ class Backbone(nn.Module):
         Raises:
             ImageSizeError: H or W is not a multiple of the patch size.
         """
+        tokens, grid = self._embedded(images)
+        aux_tokens = tokens
+        for index, block in enumerate(self.vit.blocks):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+            else:
+                tokens = block(tokens)
+            if index == self.aux_block:
+                aux_tokens = tokens
+        tokens = self.vit.norm(tokens)
+        return Tokens(
+            cls_token=tokens[:, 0],
+            patch_tokens=self._as_map(tokens, grid),
+            aux_tokens=self._as_map(aux_tokens, grid),
+        )
+
+    @torch.no_grad()
+    def patch_tokens_by_block(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the patch tokens after each block, and last those after the final norm, each ``[B, D, h, w]``.
+
+        Args:
+            images: Normalised images, float ``[B, 3, H, W]``.
+
+        Raises:
+            ImageSizeError: H or W is not a multiple of the patch size.
+        """
+        tokens, grid = self._embedded(images)
+        for block in self.vit.blocks:
+            tokens = block(tokens)
+            yield self._as_map(tokens, grid)
+        yield self._as_map(self.vit.norm(tokens), grid)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks from here on: all of them share one graph for each shape of tokens that they meet."""
+        for block in self.vit.blocks:
+            block.compile(dynamic=False, backend=backend)
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return what the first block takes, ``[B, 1 + h * w, D]``, and the grid of patches, h and w."""
         vit, patch = self.vit, self.patch_size
         height, width = images.shape[-2:]
         if height % patch or width % patch:
@@ -89,26 +129,11 @@ class Backbone(nn.Module):
         rows, columns = height // patch, width // patch
         tokens = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([vit.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        tokens = vit.norm_pre(tokens + self._position_embedding(rows, columns))
-        aux_tokens = tokens
-        for index, block in enumerate(vit.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
-            else:
-                tokens = block(tokens)
-            if index == self.aux_block:
-                aux_tokens = tokens
-        tokens = vit.norm(tokens)
+        return vit.norm_pre(tokens + self._position_embedding(rows, columns)), (rows, columns)
 
-        def as_map(sequence: Tensor) -> Tensor:
-            return sequence[:, 1:].transpose(1, 2).reshape(-1, self.width, rows, columns)
-
-        return Tokens(cls_token=tokens[:, 0], patch_tokens=as_map(tokens), aux_tokens=as_map(aux_tokens))
-
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks from here on: all of them share one graph for each shape of tokens that they meet."""
-        for block in self.vit.blocks:
-            block.compile(dynamic=False, backend=backend)
+    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Leave the class token out and lay the others out: ``[B, 1 + h * w, D]`` -> ``[B, D, h, w]``."""
+        return tokens[:, 1:].transpose(1, 2).reshape(-1, self.width, *grid)
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:
         """Return the position embedding for a grid of patches, ``[1, 1 + rows * columns, D]``."""

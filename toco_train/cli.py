@@ -12,9 +12,11 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 
 from toco.command import EXIT_BAD_INPUT, CommandParser, run_command
 from toco.config import nearest
@@ -22,6 +24,7 @@ from toco.errors import ConfigError, DataError, TocoError
 from toco_train.checkpoint import Progress
 from toco_train.config import TrainConfig, load_config, preset_names
 from toco_train.data.opening import open_source
+from toco_train.data.source import with_masks
 from toco_train.display import TrainingDisplay
 from toco_train.eval_cli import evaluation_table
 from toco_train.model import CONFIG_FILE
@@ -64,8 +67,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.close()
     if display.evaluation is not None and display.source is not None:
         console.print(evaluation_table(display.evaluation, display.source.classes))
+    if run.is_main and progress.evaluated == config.steps:
+        _report(console, run.path, display)
     console.print(_closing_lines(run.path, config, progress), highlight=False, soft_wrap=True)
     return 0
+
+
+def _report(console: Console, run: Path, display: TrainingDisplay) -> None:
+    """Write the report of a finished run; whatever goes wrong there, the run stays finished."""
+    from toco_train.model import load_run  # noqa: PLC0415  (as in main)
+    from toco_train.run_report import write_report  # noqa: PLC0415
+
+    source = display.source
+    assert source is not None
+    if display.evaluation is None and with_masks(source.val):  # resumed when nothing was left to do
+        return
+    try:
+        model = load_run(run).to("cuda" if torch.cuda.is_available() else "cpu")
+        path = write_report(run, model, load_config(None, run / CONFIG_FILE, {}), source, display.evaluation)
+    except (Exception, KeyboardInterrupt) as error:
+        what = "" if isinstance(error, TocoError) else f"{type(error).__name__} "
+        reason = " ".join(f"{what}{error}".split())
+        console.print(
+            f"[bold]warning[/] the run is finished, but its report could not be written: {escape(reason)}; "
+            f"try again with: toco-report {run}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    else:
+        console.print(f"[bold]report[/] {path}", highlight=False, soft_wrap=True)
 
 
 def _leave_the_word_to_the_first() -> int:

@@ -21,13 +21,27 @@ _DARK = 0.45  # above this share a cell is dark enough for white figures
 
 
 def save_confusion(path: Path, counts: Tensor, labels: Sequence[str], title: str) -> None:
-    """Draw a confusion matrix as PNG, whole or not at all: the darker a cell, the larger its share of the true label.
+    """Write a confusion matrix as PNG, whole or not at all.
+
+    Args:
+        path: Where to write.
+        counts: As for ``confusion_figure``, and so are the next two.
+        labels: See there.
+        title: See there.
+    """
+    figure = confusion_figure(counts, labels, title)
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", pad_inches=0.15)
+
+
+def confusion_figure(counts: Tensor, labels: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix: the darker a cell, the larger its share of the true label.
 
     One hue from light to dark, so that it reads the same for every kind of colour vision; up to 32 labels each share
     of 1 % or more is written in its cell. A label that the ground truth does not hold has an empty, grey row.
 
     Args:
-        path: Where to write.
         counts: Pixels by true and predicted label, int64 ``[L, L]``.
         labels: Names of the labels, background first.
         title: Heading.
@@ -39,7 +53,6 @@ def save_confusion(path: Path, counts: Tensor, labels: Sequence[str], title: str
     size = 11 if num_labels <= 10 else 8.5 if numbered else 7
     side = cell * num_labels
     figure = Figure(figsize=(side, side), facecolor="white")
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_facecolor("#d9d9d9")
     axes.set_title(title, fontsize=12, pad=12)
@@ -61,8 +74,7 @@ def save_confusion(path: Path, counts: Tensor, labels: Sequence[str], title: str
     bar_axes = figure.add_axes((1 + 0.2 / side, 0, 0.16 / side, min(1, 4 / side)))
     bar = figure.colorbar(image, cax=bar_axes, ticks=[0, 0.01, 0.05, 0.25, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1", "5", "25", "50", "100 %"], fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight", pad_inches=0.15)
+    return figure
 
 
 def _short(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -16,17 +15,16 @@ from rich.text import Text
 
 from toco.command import CommandParser, run_command
 from toco.config import parse_config
-from toco.errors import ConfigError, DataError, RunError
-from toco_train.config import TrainConfig, load_config
+from toco.errors import RunError
+from toco_train.config import load_config
 from toco_train.crf import require_crf
-from toco_train.data.opening import DataConfig, open_source
-from toco_train.data.source import DataSource
 from toco_train.display import progress_bars
 from toco_train.evaluation import Evaluation, evaluate
 from toco_train.evaluation_report import EvaluationReport, head_rows, mask_rows, percent
 from toco_train.model import CONFIG_FILE, load_run
 from toco_train.prediction import LARGEST_SCALE, SMALLEST_SCALE, SegmentConfig
 from toco_train.run_folder import EVALUATION_FOLDER
+from toco_train.run_source import add_data_flags, open_run_source
 
 PROG = "toco-eval"
 
@@ -40,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pixel accuracy of CAM, auxiliary CAM and segmentation, F1 and average precision of the class heads.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of toco-train")
-    parser.add_argument("--data", metavar="DIR", help="data set; default: the one that the run was trained on")
-    parser.add_argument("--no-class", metavar="NAME", help="folder or class that means that nothing is in the image")
-    parser.add_argument("--group-by", metavar="REGEX", help="files with the same match are in one split")
+    add_data_flags(parser)
     parser.add_argument("--split", choices=("train", "val"), default="val", help="which images")
     parser.add_argument(
         "--scales", type=float, nargs="+", default=[1.0], metavar="S",
@@ -59,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_crf()
     model = load_run(arguments.run)
     config = load_config(None, arguments.run / CONFIG_FILE, {})
-    source = _source(config, arguments.run, arguments.data, no_class=arguments.no_class, group_by=arguments.group_by)
+    source = open_run_source(
+        config, arguments.run, arguments.data, no_class=arguments.no_class, group_by=arguments.group_by
+    )
     folder = arguments.out or arguments.run / EVALUATION_FOLDER
     _make(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,25 +96,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot write to {folder} ({error.strerror}); give another --out") from error
-
-
-def _source(
-    config: TrainConfig, run: Path, data: str | None, *, no_class: str | None, group_by: str | None
-) -> DataSource:
-    """Open the data to evaluate on: that of the run, unless another is given."""
-    if data is None and not config.data.path:
-        raise ConfigError(f"the run {run} does not say which data it was trained on; give --data DIR")
-    base = config.data if data is None else DataConfig(path=data)
-    given = {name: value for name, value in {"no_class": no_class, "group_by": group_by}.items() if value is not None}
-    source = open_source(base.model_copy(update=given), seed=config.seed)
-    for label, (there, here) in enumerate(zip_longest(source.classes, config.model.classes), start=1):
-        if there != here:
-            raise DataError(
-                f"{source.path} has {len(source.classes)} classes and label {label} is {there!r}, but the network was "
-                f"trained on {len(config.model.classes)} and its label {label} is {here!r}; evaluate on data with the "
-                "same classes in the same order"
-            )
-    return source
 
 
 def _show(console: Console, report: EvaluationReport, paths: Sequence[Path]) -> None:

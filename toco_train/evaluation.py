@@ -86,6 +86,8 @@ class Evaluation:
         num_images: Images evaluated.
         confusion: Pixels by kind of mask (CAM, aux CAM, segmentation), true and predicted label, int64
             ``[3, C + 1, C + 1]``.
+        image_iou: Mean IoU of each image's segmentation over the labels that its own truth holds, in the order of the
+            samples that have a mask; NaN for one whose truth is all 255.
     """
 
     cam: Scores
@@ -96,6 +98,7 @@ class Evaluation:
     token_similarity: float
     num_images: int
     confusion: Tensor
+    image_iou: tuple[float, ...]
 
 
 def confusion_counts(prediction: Tensor, truth: Tensor, num_labels: int) -> Tensor:
@@ -194,7 +197,7 @@ def evaluate(
     confusion = torch.zeros(3, num_labels, num_labels, dtype=torch.int64)
     boundary = torch.zeros(3, num_labels + 1, num_labels + 1, dtype=torch.int64)
     similarity = torch.zeros((), dtype=torch.float64)
-    probabilities: list[Tensor] = []
+    probabilities, image_iou = list[Tensor](), list[float]()
     was_training = model.training
     model.eval()
     try:
@@ -205,7 +208,9 @@ def evaluate(
                 prediction.cam_mask(prediction.aux_cam, background_threshold, crf=crf),
                 prediction.seg_mask(crf=crf),
             )
-            confusion += torch.stack([confusion_counts(mask, truth, num_labels) for mask in masks])
+            counts = torch.stack([confusion_counts(mask, truth, num_labels) for mask in masks])
+            confusion += counts
+            image_iou.append(mean_iou(counts[2]))
             boundary += torch.stack([boundary_counts(mask, truth, num_labels) for mask in masks])
             similarity += prediction.token_similarity
             probabilities.append(torch.stack([prediction.class_scores, prediction.aux_class_scores]).cpu())
@@ -217,11 +222,13 @@ def evaluate(
     tags = torch.from_numpy(np.stack([image_labels(sample, model.num_classes) for sample in samples]))
     cls, aux_cls = (class_scores(head, tags) for head in torch.stack(gathered(probabilities), dim=1))
     mean_similarity = float(global_sum(similarity)) / len(samples)
-    return Evaluation(cam, aux_cam, seg, cls, aux_cls, mean_similarity, len(samples), confusion)
+    return Evaluation(
+        cam, aux_cam, seg, cls, aux_cls, mean_similarity, len(samples), confusion, tuple(gathered(image_iou))
+    )
 
 
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, object]:
-    """Return an evaluation, but for the confusion, as plain numbers for JSON, with None for one that does not exist."""
+    """Return the scores, without confusion and single images, as plain numbers for JSON; None where there is none."""
 
     def plain(value: object) -> object:
         if isinstance(value, dict):
@@ -230,7 +237,7 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, object]:
             return [plain(item) for item in value]
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    return {key: plain(value) for key, value in asdict(evaluation).items() if key != "confusion"}
+    return {key: plain(value) for key, value in asdict(evaluation).items() if key not in ("confusion", "image_iou")}
 
 
 def _checked_mask(sample: Sample, prediction: Prediction, num_labels: int) -> Tensor:

@@ -16,6 +16,10 @@ from toco_train.confusion_picture import save_confusion
 from toco_train.evaluation import ClassScores, Evaluation, Scores, evaluation_numbers
 from toco_train.prediction import MAX_CRF_PIXELS, SegmentConfig
 
+CLASS_COLUMNS = (
+    "label", "IoU CAM", "IoU aux CAM", "IoU segmentation", "boundary IoU CAM", "boundary IoU aux CAM",
+    "boundary IoU segmentation", "AP", "AP aux", "F1", "F1 aux",
+)  # fmt: skip
 _MOST_NAMES = 12
 
 
@@ -118,9 +122,7 @@ class EvaluationReport:
         )
         masks = _markdown_table(("mask", "mIoU", "boundary mIoU", "pixel accuracy"), mask_rows(evaluation))
         heads = _markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation))
-        columns = ("label", "IoU CAM", "IoU aux CAM", "IoU segmentation", "boundary IoU CAM", "boundary IoU aux CAM",
-                   "boundary IoU segmentation", "AP", "AP aux", "F1", "F1 aux")  # fmt: skip
-        classes = _markdown_table(columns, self._class_rows())
+        classes = _markdown_table(CLASS_COLUMNS, self.class_rows())
         notes = "\n".join(f"- {note}" for note in self.notes())
         picture = f"![Which label the segmentation takes for which]({self.stem}.png)"
         return "\n".join([heading, masks, heads, "## Which number is which\n", notes, "\n## Each class\n", classes,
@@ -142,7 +144,8 @@ class EvaluationReport:
             raise RunError(f"cannot write the evaluation to {folder} ({error.strerror}); give another --out") from error
         return paths
 
-    def _class_rows(self) -> Iterable[Sequence[str]]:
+    def class_rows(self) -> Iterable[Sequence[str]]:
+        """Yield the row of each label, as ``CLASS_COLUMNS`` says, in per cent."""
         evaluation = self.evaluation
         masks = (evaluation.cam, evaluation.aux_cam, evaluation.seg)
         heads = (evaluation.cls, evaluation.aux_cls)

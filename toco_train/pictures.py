@@ -39,11 +39,16 @@ def prediction_row(sample: Sample, prediction: Prediction) -> list[UInt8Array]:
         row.append(heat(image, resized(strongest, prediction.size)[0].cpu().numpy()))
     row.append(overlay(image, prediction.seg_mask().numpy()))
     if sample.mask is not None:
-        truth = read_mask(sample)
-        shown = overlay(image, truth)
-        shown[truth == IGNORE_INDEX] = colour_mask(truth)[truth == IGNORE_INDEX]
-        row.append(shown)
+        row.append(labelled(image, read_mask(sample)))
     return row
+
+
+def labelled(image: UInt8Array, mask: UInt8Array) -> UInt8Array:
+    """Lay a label map, uint8 ``[H, W]``, over its image, ``[H, W, 3]`` uint8, with pixels of 255 in plain cream."""
+    shown = overlay(image, mask)
+    ignored = mask == IGNORE_INDEX
+    shown[ignored] = colour_mask(mask)[ignored]
+    return shown
 
 
 PREDICTION_TITLES = ("image", "aux CAM", "CAM", "predicted mask", "truth")

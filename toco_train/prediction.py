@@ -187,13 +187,10 @@ def predict(
         DataError: A picture cannot be read.
     """
     config, device = model.config, next(model.parameters()).device
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (config.mean, config.std))
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
         pictures = [read_image(sample.image) for sample in batch]
-        square = [p.resize((config.image_size, config.image_size), Image.Resampling.BILINEAR) for p in pictures]
-        pixels = torch.from_numpy(np.stack([np.asarray(p) for p in square])).to(device)
-        images = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        images = square_images(pictures, config.image_size, mean=config.mean, std=config.std, device=device)
         output = model(images)
         tagged = sorted({label for sample in batch for label in sample.labels}) or [1]
         chosen = [label - 1 for label in tagged]
@@ -214,6 +211,27 @@ def predict(
                 aux_class_scores=output.aux_class_logits[index].sigmoid(),
                 token_similarity=similarity[index],
             )
+
+
+def square_images(
+    pictures: Sequence[Image.Image], side: int, *, mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Tensor:
+    """Resize pictures to a square and normalise them.
+
+    Args:
+        pictures: B of them, RGB, of any size.
+        side: Side of the square in pixels.
+        mean: Mean of each channel, images in [0, 1].
+        std: Standard deviation of each channel.
+        device: Where the images go.
+
+    Returns:
+        float32 ``[B, 3, side, side]``.
+    """
+    square = [picture.resize((side, side), Image.Resampling.BILINEAR) for picture in pictures]
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in square])).to(device)
+    centre, width = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - centre) / width
 
 
 @dataclass(frozen=True)

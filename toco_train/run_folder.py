@@ -29,22 +29,26 @@ from toco_train.pictures import Row, save_grid
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
+REPORT_FILE = "report.html"
 SAMPLES_FOLDER = "samples"
 CHECKPOINTS_FOLDER = "checkpoints"
 BEST_FOLDER = "best"
 BOARD_FOLDER = "tensorboard"
 NONFINITE_FOLDER = "nonfinite"
 EVALUATION_FOLDER = "evaluation"  # of toco-eval
+ANALYSIS_FOLDER = "analysis"  # of toco-analyze
 
 _OURS = (  # all that a run writes, the configuration first: without it a folder holds no run
     CONFIG_FILE, CLASSES_FILE, f"{CHECKPOINTS_FOLDER}/step_*.safetensors", WEIGHTS_FILE, METRICS_FILE, LOG_FILE,
+    REPORT_FILE,
     f"{BEST_FOLDER}/{CONFIG_FILE}", f"{BEST_FOLDER}/{WEIGHTS_FILE}", f"{SAMPLES_FOLDER}/step_*.png",
     f"{BOARD_FOLDER}/events.out.tfevents.*", f"{NONFINITE_FOLDER}/step_*", f"{EVALUATION_FOLDER}/*",
+    f"{ANALYSIS_FOLDER}/*",
 )  # fmt: skip
 _LEFT_BY_A_KILL = tuple(  # what toco.files and safetensors call a file that is not whole yet
     f"{folder}{name}"
     for folder in ("", f"{CHECKPOINTS_FOLDER}/", f"{BEST_FOLDER}/", f"{SAMPLES_FOLDER}/")
-    for name in (".*.safetensors", ".*.yaml", ".*.png", ".tmp??????")
+    for name in (".*.safetensors", ".*.yaml", ".*.png", ".*.html", ".tmp??????")
 )
 
 P = ParamSpec("P")

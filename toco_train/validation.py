@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -63,6 +64,7 @@ def validate(
 
     if stopping():
         return progress, None
+    began = time.perf_counter()
     model.eval()
     try:
         samples = spread(source.val, config.evaluation.max_images)
@@ -79,7 +81,11 @@ def validate(
     finally:
         model.train()
     if evaluation is not None:
-        run.append_metrics({"step": progress.step, "evaluation": evaluation_numbers(evaluation)})
+        run.append_metrics({
+            "step": progress.step,
+            "evaluation_s": time.perf_counter() - began,
+            "evaluation": evaluation_numbers(evaluation),
+        })  # fmt: skip
         log.info("step %d: CAM %.4f, aux CAM %.4f, seg %.4f mIoU", progress.step, evaluation.cam.mean_iou,
                  evaluation.aux_cam.mean_iou, evaluation.seg.mean_iou)  # fmt: skip
     return progress.model_copy(update=changes), evaluation

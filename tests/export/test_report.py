@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_run import Exported
 
+from tests.chromium import Page, needs_chromium
 from toco.manifest import read_manifest
 from toco_export.report_pictures import comparison_strip, mark_differences
 from toco_export.verification import WorstImage
@@ -44,6 +45,16 @@ def test_the_page_is_well_formed_and_fits_narrow_and_dark_screens(page: str):
     assert parser.opened == []
     assert "width=device-width" in page
     assert "prefers-color-scheme: dark" in page
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_complaint_or_overflow(exported: Exported, width: int):
+    with Page(exported.repository / "export_report.html", width) as page:
+        assert page.complaints == []
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate("window.innerWidth") == width
+        assert page.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length") == 12
 
 
 def test_both_reports_state_the_figures_of_the_manifest(page: str, exported: Exported):

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from toco.config import dump_yaml
 from toco_train.backbone import ViTSpec
+from toco_train.config import load_config
+from toco_train.data.opening import open_source
 from toco_train.model import ModelConfig, ToCo
 from toco_train.shapes import main as toco_shapes
 
@@ -104,3 +108,28 @@ def _shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shapes(_shapes_folder: Path, tmp_path: Path) -> Path:
     """A copy of a small synthetic data set (40 images of 64 px) that a test may damage."""
     return Path(shutil.copytree(_shapes_folder, tmp_path / "shapes"))
+
+
+@pytest.fixture
+def untrained_run(shapes: Path, tmp_path: Path) -> Path:
+    """The run folder of a tiny network with seeded weights, for the data beside it."""
+    spec = TINY_VIT.model_dump()
+    config = load_config(
+        "demo",
+        None,
+        {
+            "data.path": str(shapes),
+            "model.backbone": spec,
+            "model.aux_block": -3,
+            "model.image_size": 64,
+            "cam.scales": [1.0],
+        },
+    )
+    classes = open_source(config.data, seed=0).classes
+    config = config.model_copy(update={"model": config.model.model_copy(update={"classes": classes})})
+    torch.manual_seed(0)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_file(ToCo(config.model).state_dict(), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(dump_yaml(config))
+    return folder

@@ -164,6 +164,7 @@ def test_an_evaluation_counts_each_image_once(alone: Outcome, together: Outcome)
     assert expected.confusion[0].sum() > 0
     for found in together.found:
         assert torch.equal(found.evaluation.confusion, expected.confusion)
+        assert found.evaluation.image_iou == pytest.approx(expected.image_iou, rel=1e-12, nan_ok=True)
         assert found.evaluation.seg.iou == pytest.approx(expected.seg.iou, rel=1e-12, nan_ok=True)
         assert found.evaluation.cls.average_precision == pytest.approx(expected.cls.average_precision, nan_ok=True)
         assert found.evaluation.token_similarity == pytest.approx(expected.token_similarity, rel=1e-6)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from toco_train.evaluation import (
     mean_iou,
     per_class_iou,
 )
+from toco_train.prediction import predict
 
 
 def test_iou_by_hand():
@@ -137,6 +139,20 @@ def test_evaluation_counts_every_pixel_at_the_size_of_the_mask(tiny_model, tmp_p
     assert 0 <= evaluation.cam.mean_iou <= 1
     assert math.isnan(evaluation.seg.iou[0]), "the truth has no background"
     assert 0 <= evaluation.token_similarity <= 1
+
+
+def test_each_image_has_the_iou_of_its_own_labels_in_the_order_of_those_with_a_mask(tiny_model, tmp_path):
+    (known,) = _samples(tmp_path, 1)
+    for name, labels in (("unknown", 255), ("nothing", 0)):
+        save_mask(tmp_path / f"{name}.png", np.full((30, 40), labels, dtype=np.uint8))
+    unknown, nothing = (replace(known, name=name, mask=LabelMask(tmp_path / f"{name}.png"))
+                        for name in ("unknown", "nothing"))  # fmt: skip
+    samples = [known, replace(known, mask=None), unknown, nothing]
+    evaluation = evaluate(tiny_model, samples, scales=(1.0,), background_threshold=0.5, batch_size=2)
+    taken = next(predict(tiny_model, [known], (1.0,), 1)).seg_mask()
+    shares = [float((taken == label).float().mean()) for label in (1, 0)]
+    assert evaluation.image_iou == (pytest.approx(shares[0]), pytest.approx(math.nan, nan_ok=True),
+                                    pytest.approx(shares[1]))  # fmt: skip
 
 
 def test_evaluation_leaves_the_network_in_the_mode_that_it_was_in(tiny_model, tmp_path):

@@ -11,11 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 
-from tests.train.conftest import TINY_VIT
 from tests.train.test_crf import needs_crf
-from toco.config import dump_yaml
 from toco.errors import RunError
 from toco.palette import save_mask
 from toco_train.config import load_config
@@ -28,28 +25,8 @@ from toco_train.prediction import SegmentConfig
 
 
 @pytest.fixture
-def run(shapes, tmp_path):
-    """The run folder of a tiny network with seeded weights, for the data beside it."""
-    spec = TINY_VIT.model_dump()
-    config = load_config(
-        "demo",
-        None,
-        {
-            "data.path": str(shapes),
-            "model.backbone": spec,
-            "model.aux_block": -3,
-            "model.image_size": 64,
-            "cam.scales": [1.0],
-        },
-    )
-    classes = open_source(config.data, seed=0).classes
-    config = config.model_copy(update={"model": config.model.model_copy(update={"classes": classes})})
-    torch.manual_seed(0)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    save_file(ToCo(config.model).state_dict(), folder / "model.safetensors")
-    (folder / "config.yaml").write_text(dump_yaml(config))
-    return folder
+def run(untrained_run):
+    return untrained_run
 
 
 def refusal(capsys, argv):
@@ -166,7 +143,7 @@ def _evaluation(num_labels):
     scores = Scores((1.0,) * num_labels, 1.0, 1.0, (1.0,) * num_labels, 1.0)
     head = ClassScores((1.0,) * (num_labels - 1), 1.0, (1.0,) * (num_labels - 1), 1.0)
     confusion = torch.eye(num_labels, dtype=torch.int64).repeat(3, 1, 1)
-    return Evaluation(scores, scores, scores, head, head, 0.5, 9999, confusion)
+    return Evaluation(scores, scores, scores, head, head, 0.5, 9999, confusion, (1.0,) * 9999)
 
 
 @pytest.mark.parametrize("num_classes", [20, 80])
