@@ -19,7 +19,7 @@ PHASES = {"forward", "CAM", "PAR and label", "dense energy", "other losses", "ba
 def _small() -> TrainConfig:
     recipe = training_step.recipe("demo", size=64, batch=2)
     vit = ViTSpec(image_size=32, patch_size=8, width=24, depth=3, num_heads=2)
-    model = recipe.model.model_copy(update={"backbone": vit, "aux_block": -3, "decoder_channels": 8, "image_size": 32})
+    model = recipe.model.model_copy(update={"backbone": vit, "decoder_channels": 8, "image_size": 32})
     contrast = recipe.contrast.model_copy(update={"local_crop_size": 16, "num_local_crops": 2})
     return recipe.model_copy(update={"model": model, "contrast": contrast})
 

@@ -120,7 +120,6 @@ def untrained_run(shapes: Path, tmp_path: Path) -> Path:
         {
             "data.path": str(shapes),
             "model.backbone": spec,
-            "model.aux_block": -3,
             "model.image_size": 64,
             "cam.scales": [1.0],
         },

@@ -22,7 +22,6 @@ from toco_train.shapes import main as toco_shapes
 
 SETTINGS = {
     "model.backbone": "{image_size: 32, patch_size: 8, width: 24, depth: 3, num_heads: 2}",
-    "model.aux_block": "-3",
     "model.image_size": "32",
     "model.decoder_channels": "8",
     "contrast.local_crop_size": "16",

@@ -29,7 +29,6 @@ STEPS = 10
 PARTS = {"total", "cls", "aux_cls", "ptc", "ctc", "seg", "reg"}
 RECIPE = [
     "--preset", "demo", "--model.backbone", "{image_size: 64, patch_size: 8, width: 32, depth: 4, num_heads: 2}",
-    "--model.aux_block", "-3",
     "--model.image_size", "64", "--model.decoder_channels", "16", "--contrast.local_crop_size", "24",
     "--contrast.negative_ratio", "0.9", "--regularization.scale", "1e-4", "--batch_size", "4", "--log_every", "1",
     "--optimizer.lr", "3e-4", "--data.num_workers", "0", "--steps", str(STEPS), "--evaluation.every", str(STEPS),

@@ -17,7 +17,6 @@ from toco_train.shapes import main as toco_shapes
 
 SMALL = [
     "--preset", "demo", "--model.backbone", "{image_size: 64, patch_size: 16, width: 48, depth: 4, num_heads: 3}",
-    "--model.aux_block", "-3",
     "--model.image_size", "64", "--model.decoder_channels", "16", "--steps", "3", "--batch_size", "4",
     "--data.num_workers", "0", "--evaluation.every", "3", "--log_every", "1", "--phases", "[{from_step: 0}]",
 ]  # fmt: skip
