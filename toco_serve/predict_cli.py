@@ -15,11 +15,12 @@ from rich.progress import Progress
 from toco.command import EXIT_BAD_INPUT, CommandParser, print_error, run_command
 from toco.errors import DataError, TocoError
 from toco.files import write_atomic
-from toco_serve.client import DEFAULT_URL, Client, UnreachableError
+from toco_serve.client import REQUESTS_IN_FLIGHT, Client
+from toco_serve.connection import DEFAULT_URL
+from toco_serve.failures import UnreachableError
 from toco_serve.images import SUFFIXES
 
 PROG = "toco-predict"
-REQUESTS_IN_FLIGHT = 4  # enough for the server to batch, and for one image to be decoded while another is segmented
 OVERLAY_QUALITY = 90
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from toco import palette
-from toco.errors import DataError
+from toco.errors import DataError, TocoError
 from toco.palette import UInt8Array
 from toco_serve.images import ImageInput, rgb_pixels
 
@@ -51,3 +51,18 @@ class Segmentation:
             sizes = [f"{height}x{width} px" for height, width in (pixels.shape[:2], self.mask.shape)]
             raise DataError(f"the image is {sizes[0]}, but its mask {sizes[1]}; give the image that was segmented")
         return Image.fromarray(palette.overlay(pixels, self.mask, opacity))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image of many.
+
+    Attributes:
+        image: What was given.
+        segmentation: The answer; None where there is an error.
+        error: Why there is no answer.
+    """
+
+    image: ImageInput
+    segmentation: Segmentation | None
+    error: TocoError | None

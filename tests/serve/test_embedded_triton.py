@@ -21,7 +21,7 @@ import toco_serve
 from toco.errors import ServeError
 from toco.manifest import MANIFEST_FILE, write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports
-from toco_serve.client import UnreachableError
+from toco_serve.failures import UnreachableError
 from toco_serve.ports import port_error
 from toco_serve.triton_log import failure_reason, port_taken
 
