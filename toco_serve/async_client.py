@@ -11,7 +11,7 @@ from tritonclient.grpc import aio
 
 from toco.errors import ServeError, TocoError
 from toco.palette import UInt8Array
-from toco_serve.client import DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT
+from toco_serve.client import DEFAULT_OVERLAP, DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT
 from toco_serve.connection import DEFAULT_URL, Tls, channel_arguments
 from toco_serve.exchange import Call, Conversation, Exchange, Step, T, Work, opening
 from toco_serve.failures import UnreachableError
@@ -71,6 +71,12 @@ class AsyncClient:
     async def segment_tensor(self, images: UInt8Array, *, timeout_s: float | None = None) -> tuple[Segmentation, ...]:
         """Segment a batch, uint8 ``[B, H, W, 3]``, at the network's own resolution; see ``Client.segment_tensor``."""
         return await self._take(self._opened.segment_tensor(images, timeout_s))
+
+    async def segment_tiled(
+        self, image: ImageInput, *, overlap: float = DEFAULT_OVERLAP, timeout_s: float | None = None
+    ) -> Segmentation:
+        """Segment a large image at its own resolution; see ``Client.segment_tiled``."""
+        return await self._take(self._opened.segment_tiled(image, overlap, timeout_s))
 
     async def segment_many(
         self, images: Iterable[ImageInput], *, in_flight: int = REQUESTS_IN_FLIGHT, timeout_s: float | None = None

@@ -20,6 +20,7 @@ from toco_serve.retry import Retry
 from toco_serve.segmentation import Outcome, Segmentation
 
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_OVERLAP = 0.25
 REQUESTS_IN_FLIGHT = 4  # enough for the server to batch, and for one image to be decoded while another is segmented
 
 
@@ -105,6 +106,28 @@ class Client:
             DeadlineError, TransientError, ServeError: As for ``segment``.
         """
         return self._take(self._conversation.segment_tensor(images, timeout_s))
+
+    def segment_tiled(
+        self, image: ImageInput, *, overlap: float = DEFAULT_OVERLAP, timeout_s: float | None = None
+    ) -> Segmentation:
+        """Segment a large image at its own resolution, in tiles of the size that the network is tuned for.
+
+        ``segment`` shrinks an image to that size, and what is small in it disappears. Here each pixel is decided by the
+        tile that sees most around it. An image that fits in one tile is answered as by ``segment``.
+
+        Args:
+            image: As for ``segment``, but decoded on this side.
+            overlap: Share of a tile that neighbours show both, 0 to 0.75, at least.
+            timeout_s: Longest wait for each batch of tiles, in the place of the client's own.
+
+        Returns:
+            Mask and confidence at the image's own size.
+
+        Raises:
+            ConfigError: The overlap is another number.
+            DataError, DeadlineError, TransientError, ServeError: As for ``segment``.
+        """
+        return self._take(self._conversation.segment_tiled(image, overlap, timeout_s))
 
     def segment_many(
         self, images: Iterable[ImageInput], *, in_flight: int = REQUESTS_IN_FLIGHT, timeout_s: float | None = None

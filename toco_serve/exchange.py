@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -20,9 +21,10 @@ from tritonclient.utils import InferenceServerException
 from toco.errors import DataError, ServeError
 from toco.palette import UInt8Array
 from toco_serve.failures import DeadlineError, TransientError, no_server, understood
-from toco_serve.images import ImageInput, encoded
+from toco_serve.images import ImageInput, encoded, rgb_pixels
 from toco_serve.retry import Retry
 from toco_serve.segmentation import Segmentation
+from toco_serve.tiling import padded, tiles
 
 CONNECT_TIMEOUT_S = 5.0
 OUTPUTS = ("mask", "confidence")
@@ -61,9 +63,13 @@ class ServedModel:
 
     Attributes:
         classes: Names of the labels 1..C.
+        tuned_size: Height and width that its artefacts are tuned for, in pixels.
+        max_batch: Most images in one request.
     """
 
     classes: tuple[str, ...]
+    tuned_size: tuple[int, int]
+    max_batch: int
 
 
 def opening(url: str, timeout_s: float) -> Exchange[ServedModel]:
@@ -79,10 +85,12 @@ def opening(url: str, timeout_s: float) -> Exchange[ServedModel]:
     except InferenceServerException as error:
         failure = understood(error, url, allowed_s)
         raise (no_server(url) if isinstance(failure, DeadlineError) else failure) from error
-    parameters = response.config.parameters
-    if "classes" not in parameters:
-        raise ServeError(f"the model 'toco' at {url} names no classes; export it again with toco-export")
-    return ServedModel(tuple(json.loads(parameters["classes"].string_value)))
+    config = response.config
+    if "classes" not in config.parameters or not config.model_warmup:
+        raise ServeError(f"the model 'toco' at {url} was not exported by toco-export: it names no classes or no size")
+    height, width, _ = config.model_warmup[0].inputs["image"].dims
+    classes = json.loads(config.parameters["classes"].string_value)
+    return ServedModel(tuple(classes), (height, width), config.max_batch_size)
 
 
 @dataclass(frozen=True)
@@ -97,14 +105,27 @@ class Conversation:
     def segment(self, image: ImageInput, timeout_s: float | None) -> Exchange[Segmentation]:
         """Ask for one image of any size; see ``Client.segment``."""
         tensor = grpc.InferInput("image_bytes", [1], "BYTES")
-        try:
+        with _naming(image):
             content = yield Work(lambda: encoded(image))
             tensor.set_data_from_numpy(np.array([content], dtype=np.object_))
             mask, confidence = yield from self._infer("toco_image", tensor, timeout_s)
-        except DataError as error:
-            if isinstance(image, (str, Path)) and str(image) not in str(error):
-                raise DataError(f"{image}: {error}") from error
-            raise
+        return Segmentation(mask, confidence, self.model.classes)
+
+    def segment_tiled(self, image: ImageInput, overlap: float, timeout_s: float | None) -> Exchange[Segmentation]:
+        """Ask for an image in tiles of the network's own size; see ``Client.segment_tiled``."""
+        with _naming(image):
+            pixels = yield Work(lambda: rgb_pixels(image))
+        size, tile_size = pixels.shape[:2], self.model.tuned_size
+        grid = tiles(size, tile_size, overlap)
+        if len(grid) == 1:
+            return (yield from self.segment(image, timeout_s))
+        mask, confidence = np.empty(size, np.uint8), np.empty(size, np.uint8)
+        pixels = padded(pixels, tile_size)
+        for first in range(0, len(grid), self.model.max_batch):
+            batch = grid[first : first + self.model.max_batch]
+            stacked = np.stack([pixels[tile.source] for tile in batch])
+            for tile, answer in zip(batch, (yield from self.segment_tensor(stacked, timeout_s)), strict=True):
+                mask[tile.target], confidence[tile.target] = answer.mask[tile.kept], answer.confidence[tile.kept]
         return Segmentation(mask, confidence, self.model.classes)
 
     def segment_tensor(self, images: UInt8Array, timeout_s: float | None) -> Exchange[tuple[Segmentation, ...]]:
@@ -130,6 +151,17 @@ class Conversation:
                 if not isinstance(failure, TransientError) or pause is None or time.monotonic() + pause >= deadline:
                     raise failure from error
             yield Pause(pause)
+
+
+@contextmanager
+def _naming(image: ImageInput) -> Iterator[None]:
+    """Let an error say which file it is about."""
+    try:
+        yield
+    except DataError as error:
+        if isinstance(image, (str, Path)) and str(image) not in str(error):
+            raise DataError(f"{image}: {error}") from error
+        raise
 
 
 def _inference(model: str, tensor: Any, timeout_s: float) -> Call:

@@ -191,7 +191,7 @@ class Conversant:
         self.answers = iter(answers)
         self.calls: list[Call] = []
         self.pauses: list[float] = []
-        self._conversation = Conversation("host:1", timeout_s, retry, ServedModel(CLASSES))
+        self._conversation = Conversation("host:1", timeout_s, retry, ServedModel(CLASSES, (96, 96), 8))
 
     def ask(self) -> None:
         exchange = self._conversation.segment_tensor(BATCH, None)
