@@ -34,10 +34,12 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry = Retry(),  # noqa: B008 (frozen)
         tls: Tls | None = None,
+        compressed: bool = False,
     ) -> None:
         self.url = url
         self._timeout_s = timeout_s
         self._retry = retry
+        self._compressed = compressed
         self._channel_arguments = channel_arguments(url, tls)
         self._triton: Any = None
         self._conversation: Conversation | None = None
@@ -49,7 +51,7 @@ class AsyncClient:
         except BaseException:
             await self.close()
             raise
-        self._conversation = Conversation(self.url, self._timeout_s, self._retry, model)
+        self._conversation = Conversation(self.url, self._timeout_s, self._retry, self._compressed, model)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -32,6 +32,7 @@ class Client:
         timeout_s: Longest wait for one answer, repetitions included; the server drops what it has not begun by then.
         retry: When to ask again after a lost connection, a full queue or a lost model process.
         tls: Encrypt the connection; without it nothing is encrypted.
+        compressed: Let the answers of ``segment`` travel as PNG: for slow networks and large images.
 
     Raises:
         UnreachableError: No server answers there (asked once).
@@ -46,11 +47,12 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry = Retry(),  # noqa: B008 (frozen)
         tls: Tls | None = None,
+        compressed: bool = False,
     ) -> None:
         self.url = url
         self._triton = grpc.InferenceServerClient(**channel_arguments(url, tls))
         try:
-            self._conversation = Conversation(url, timeout_s, retry, self._take(opening(url, timeout_s)))
+            self._conversation = Conversation(url, timeout_s, retry, compressed, self._take(opening(url, timeout_s)))
         except BaseException:
             self.close()
             raise
@@ -74,7 +76,7 @@ class Client:
         """Segment one image of any size.
 
         Args:
-            image: Path of a JPEG, PNG, WebP or BMP file, the content of one, a PIL image, or an RGB array, uint8
+            image: Path of a JPEG, PNG, WebP, BMP or TIFF file, the content of one, a PIL image, or an RGB array, uint8
                 ``[H, W, 3]``. Files travel as they are and are turned upright as their EXIF data say.
             timeout_s: Longest wait, in the place of the client's own.
 

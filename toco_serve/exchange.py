@@ -21,13 +21,14 @@ from tritonclient.utils import InferenceServerException
 from toco.errors import DataError, ServeError
 from toco.palette import UInt8Array
 from toco_serve.failures import DeadlineError, TransientError, no_server, understood
-from toco_serve.images import ImageInput, encoded, rgb_pixels
+from toco_serve.images import ImageInput, encoded, png_levels, rgb_pixels
 from toco_serve.retry import Retry
 from toco_serve.segmentation import Segmentation
 from toco_serve.tiling import padded, tiles
 
 CONNECT_TIMEOUT_S = 5.0
 OUTPUTS = ("mask", "confidence")
+PNG_OUTPUTS = ("mask_png", "confidence_png")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Conversation:
     url: str
     timeout_s: float
     retry: Retry
+    compressed: bool
     model: ServedModel
 
     def segment(self, image: ImageInput, timeout_s: float | None) -> Exchange[Segmentation]:
@@ -108,7 +110,11 @@ class Conversation:
         with _naming(image):
             content = yield Work(lambda: encoded(image))
             tensor.set_data_from_numpy(np.array([content], dtype=np.object_))
-            mask, confidence = yield from self._infer("toco_image", tensor, timeout_s)
+            mask, confidence = yield from self._infer(
+                "toco_image", tensor, timeout_s, PNG_OUTPUTS if self.compressed else OUTPUTS
+            )
+        if self.compressed:
+            mask, confidence = yield Work(lambda: (png_levels(mask[0]), png_levels(confidence[0])))
         return Segmentation(mask, confidence, self.model.classes)
 
     def segment_tiled(self, image: ImageInput, overlap: float, timeout_s: float | None) -> Exchange[Segmentation]:
@@ -134,17 +140,19 @@ class Conversation:
             raise DataError(f"the array is {images.dtype} {list(images.shape)}; expected RGB, uint8 [B, H, W, 3]")
         tensor = grpc.InferInput("image", list(images.shape), "UINT8")
         tensor.set_data_from_numpy(images)
-        masks, confidences = yield from self._infer("toco", tensor, timeout_s)
+        masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS)
         return tuple(Segmentation(*pair, self.model.classes) for pair in zip(masks, confidences, strict=True))
 
-    def _infer(self, model: str, tensor: Any, timeout_s: float | None) -> Exchange[tuple[UInt8Array, UInt8Array]]:
+    def _infer(
+        self, model: str, tensor: Any, timeout_s: float | None, names: tuple[str, str]
+    ) -> Exchange[tuple[Any, Any]]:
         """Ask one model, again after what may pass, until an answer comes or the time is over."""
         allowed_s = self.timeout_s if timeout_s is None else timeout_s
         deadline, pauses = time.monotonic() + allowed_s, self.retry.pauses()
         while True:
             try:
-                result = yield _inference(model, tensor, max(deadline - time.monotonic(), 0.0))
-                mask, confidence = (result.as_numpy(name) for name in OUTPUTS)
+                result = yield _inference(model, tensor, max(deadline - time.monotonic(), 0.0), names)
+                mask, confidence = (result.as_numpy(name) for name in names)
                 return mask, confidence
             except InferenceServerException as error:
                 failure, pause = understood(error, self.url, allowed_s), next(pauses, None)
@@ -164,12 +172,12 @@ def _naming(image: ImageInput) -> Iterator[None]:
         raise
 
 
-def _inference(model: str, tensor: Any, timeout_s: float) -> Call:
-    """Ask for the two outputs; what the server has not begun after ``timeout_s`` it drops."""
+def _inference(model: str, tensor: Any, timeout_s: float, names: tuple[str, str]) -> Call:
+    """Ask for two outputs; what the server has not begun after ``timeout_s`` it drops."""
     arguments = {
         "model_name": model,
         "inputs": [tensor],
-        "outputs": [grpc.InferRequestedOutput(name) for name in OUTPUTS],
+        "outputs": [grpc.InferRequestedOutput(name) for name in names],
         "timeout": int(timeout_s * 1e6),
         "client_timeout": timeout_s,
     }

@@ -12,23 +12,17 @@ import numpy as np
 import pytest
 from certificates import write_certificates
 from PIL import Image
-from toy_model import CLASSES, quadrant_labels, quadrants, write_toy_repository
+from toy_model import CLASSES, quadrant_labels, quadrants, slow_down, write_toy_repository
 from tritonclient.utils import InferenceServerException
 
 import toco_serve.server
 from toco.errors import ConfigError, DataError, ServeError
-from toco_serve import AsyncClient, Client, EmbeddedTriton, Outcome, Ports, Retry, Tls
+from toco_serve import AsyncClient, Client, EmbeddedTriton, Outcome, Ports, Retry, Segmentation, Tls
 from toco_serve.exchange import Call, Conversation, Pause, ServedModel, opening
 from toco_serve.failures import BackendLostError, BusyError, UnreachableError
 
 ANY = Ports(0, 0, 0)
 BATCH = np.random.default_rng(0).integers(0, 256, (2, 96, 64, 3), dtype=np.uint8)
-
-
-def slow_down(repository: Path, seconds: float) -> None:
-    code = repository / "toco/1/model.py"
-    slow = f"        __import__('time').sleep({seconds})\n        batch = images[0]"
-    code.write_text(code.read_text().replace("        batch = images[0]", slow))
 
 
 @pytest.fixture
@@ -84,6 +78,22 @@ def test_the_asyncio_client_gives_the_answers_of_the_other(server, client):
         np.testing.assert_array_equal(answer.confidence, one.confidence)
 
 
+def test_an_answer_that_travels_as_png_is_the_same(server, client):
+    photograph = np.random.default_rng(0).integers(0, 256, (131, 77, 3), dtype=np.uint8)
+
+    async def ask() -> Segmentation:
+        async with AsyncClient(server.grpc_url, compressed=True) as asynchronous:
+            return await asynchronous.segment(photograph)
+
+    expected = client.segment(photograph)
+    assert len(np.unique(expected.mask)) == 4
+    with Client(server.grpc_url, compressed=True) as compressed:
+        for answer in (compressed.segment(photograph), asyncio.run(ask())):
+            assert answer.mask.dtype == answer.confidence.dtype == np.uint8
+            np.testing.assert_array_equal(answer.mask, expected.mask)
+            np.testing.assert_array_equal(answer.confidence, expected.confidence)
+
+
 def test_the_asyncio_client_raises_the_errors_of_the_other(server, tmp_path):
     async def errors() -> list[str]:
         async with AsyncClient(server.grpc_url) as asynchronous:
@@ -96,7 +106,7 @@ def test_the_asyncio_client_raises_the_errors_of_the_other(server, tmp_path):
             return [repr(error) for error in await asyncio.gather(*asked, return_exceptions=True)]
 
     assert asyncio.run(errors()) == [
-        "DataError('the data is 5 bytes of text; a JPEG, PNG, WebP or BMP image is expected')",
+        "DataError('the data is 5 bytes of text; a JPEG, PNG, WebP, BMP or TIFF image is expected')",
         f"DataError('cannot read {tmp_path}/none.jpg: no such file or directory; give the path of an image')",
         "ImageSizeError('image height 33 is not a multiple of the patch size 16; pad to 48')",
         f"DeadlineError('{server.grpc_url} did not answer within 0.0001 s; allow more time or ask for less')",
@@ -191,7 +201,7 @@ class Conversant:
         self.answers = iter(answers)
         self.calls: list[Call] = []
         self.pauses: list[float] = []
-        self._conversation = Conversation("host:1", timeout_s, retry, ServedModel(CLASSES, (96, 96), 8))
+        self._conversation = Conversation("host:1", timeout_s, retry, False, ServedModel(CLASSES, (96, 96), 8))
 
     def ask(self) -> None:
         exchange = self._conversation.segment_tensor(BATCH, None)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from toy_model import artefact, quadrant_labels, quadrants, toy_manifest, write_toy_repository
+from toy_model import artefact, quadrant_labels, quadrants, slow_down, toy_manifest, write_toy_repository
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -103,9 +103,7 @@ def test_a_server_ends_with_its_block_and_leaves_nothing(repository):
 
 @pytest.mark.parametrize("model", ["toco", "toco_image"])
 def test_requests_in_hand_are_answered_before_the_server_ends(own_repository, model):
-    code = own_repository / "toco/1/model.py"
-    slow = "        __import__('time').sleep(0.5)\n        batch = images[0]"
-    code.write_text(code.read_text().replace("        batch = images[0]", slow))
+    slow_down(own_repository, 0.5)
     image = quadrants(32, 32)
     with EmbeddedTriton(own_repository, ports=ANY) as server, Client(server.grpc_url) as client:
         ask = {"toco": lambda: client.segment_tensor(image[None])[0], "toco_image": lambda: client.segment(image)}

@@ -43,7 +43,7 @@ def picture(mode):
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [*(("PNG", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")), ("JPEG", "CMYK"), ("JPEG", "L"),
-     ("BMP", "RGB"), ("WEBP", "RGBA")],
+     ("BMP", "RGB"), ("WEBP", "RGBA"), *(("TIFF", mode) for mode in ("RGB", "RGBA", "L", "P", "1", "I;16", "CMYK"))],
 )  # fmt: skip
 def test_the_client_reads_what_the_served_model_reads(served, kind, mode, orientation):
     exif = Image.Exif()
@@ -64,3 +64,24 @@ def test_what_cannot_be_decoded_is_refused_in_one_sentence(tmp_path):
         rgb_pixels(tmp_path / "none.png")
     with pytest.raises(DataError, match=r"its levels go from 0 to 70000, expected 0 to 65535"):
         rgb_pixels(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
+
+
+@pytest.mark.parametrize(
+    ("levels", "complaint"),
+    [
+        (np.array([[0, 70000]], np.int32), "the image's levels go from 0 to 70000; send levels of 8 or 16 bits"),
+        (np.array([[-1, 5]], np.int32), "the image's levels go from -1 to 5; send levels of 8 or 16 bits"),
+        (
+            np.array([[0.5]], np.float32),
+            "the image's levels are floating-point numbers; send whole ones of 8 or 16 bits",
+        ),
+    ],
+)
+def test_levels_of_no_known_range_are_refused_by_the_served_model_too(served, levels, complaint):
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, format="TIFF")
+    with pytest.raises(served.RefusedImageError) as caught:
+        served.decode(buffer.getvalue(), [(16, 16)], 10**6, 10**6)
+    assert str(caught.value) == complaint
+    with pytest.raises(DataError):
+        rgb_pixels(buffer.getvalue())

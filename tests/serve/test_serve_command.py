@@ -88,7 +88,7 @@ def test_toco_predict_goes_on_past_a_bad_file_and_names_it_at_the_end(server, tm
     assert broken.startswith(f"toco-predict: error: {photos}/broken.jpg: the image is damaged (")
     assert notes == (
         f"toco-predict: error: {tmp_path}/notes.txt: the data is 8 bytes of text; "
-        "a JPEG, PNG, WebP or BMP image is expected"
+        "a JPEG, PNG, WebP, BMP or TIFF image is expected"
     )
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert written == ["a.mask.png", "a.overlay.jpg", "more/b.mask.png", "more/b.overlay.jpg", "predictions.json"]
@@ -219,7 +219,8 @@ def test_two_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_
 
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(
-        DataError, match=r"holds no image; expected files that end in \.bmp, \.jpeg, \.jpg, \.png, \.webp"
+        DataError,
+        match=r"holds no image; expected files that end in \.bmp, \.jpeg, \.jpg, \.png, \.tif, \.tiff, \.webp",
     ):
         plan([tmp_path], tmp_path / "out")
 

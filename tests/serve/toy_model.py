@@ -101,6 +101,13 @@ def write_toy_repository(folder: Path, **changes: object) -> Path:
     return folder
 
 
+def slow_down(repository: Path, seconds: float) -> None:
+    """Let each run of the network of a repository take longer."""
+    code = repository / "toco/1/model.py"
+    slow = f"        __import__('time').sleep({seconds})\n        batch = images[0]"
+    code.write_text(code.read_text().replace("        batch = images[0]", slow))
+
+
 def quadrants(height: int, width: int) -> UInt8Array:
     """Return an RGB image, uint8 ``[H, W, 3]``: black, red / green, white."""
     image = np.zeros((height, width, 3), np.uint8)
