@@ -20,13 +20,14 @@ from tritonclient.utils import InferenceServerException
 
 from toco.errors import DataError, ServeError
 from toco.palette import UInt8Array
-from toco_serve.failures import DeadlineError, TransientError, no_server, understood
+from toco_serve.failures import DeadlineError, StoppingError, TransientError, no_server, understood
 from toco_serve.images import ImageInput, encoded, png_levels, rgb_pixels
 from toco_serve.retry import Retry
 from toco_serve.segmentation import Segmentation
 from toco_serve.tiling import padded, tiles
 
 CONNECT_TIMEOUT_S = 5.0
+STOPPING_PAUSE_S = 0.2
 OUTPUTS = ("mask", "confidence")
 PNG_OUTPUTS = ("mask_png", "confidence_png")
 
@@ -155,7 +156,10 @@ class Conversation:
                 mask, confidence = (result.as_numpy(name) for name in names)
                 return mask, confidence
             except InferenceServerException as error:
-                failure, pause = understood(error, self.url, allowed_s), next(pauses, None)
+                failure = understood(error, self.url, allowed_s)
+                # While a server stops nothing is wrong: its successor may be there already, but takes no new connection
+                # of ours before the old one is closed.
+                pause = STOPPING_PAUSE_S if isinstance(failure, StoppingError) else next(pauses, None)
                 if not isinstance(failure, TransientError) or pause is None or time.monotonic() + pause >= deadline:
                     raise failure from error
             yield Pause(pause)

@@ -10,6 +10,7 @@ from toco.errors import DataError, ImageSizeError, ServeError, TocoError
 _NAMED_ERRORS: dict[str, type[TocoError]] = {"ImageSizeError": ImageSizeError, "DataError": DataError}
 
 _CLOSED = ("socket closed", "connection reset", "broken pipe", "goaway")
+_STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 _NO_CONNECTION = ("connect", "dns", "name resolution")
 
 
@@ -22,7 +23,11 @@ class UnreachableError(TransientError):
 
 
 class BusyError(TransientError):
-    """The server has more to do than it takes on, or is about to stop."""
+    """The server has more to do than it takes on."""
+
+
+class StoppingError(TransientError):
+    """The server answers what it has in hand and takes on nothing more; another may be taking its place."""
 
 
 class BackendLostError(TransientError):
@@ -48,6 +53,8 @@ def understood(error: Any, url: str, timeout_s: float) -> TocoError:
     message = " ".join(str(error.message()).split()).removeprefix("[request id: <id_unknown>] ")
     if status == "DEADLINE_EXCEEDED" or "Request timeout expired" in message:
         return DeadlineError(f"{url} did not answer within {timeout_s:g} s; allow more time or ask for less")
+    if any(sign in message for sign in _STOPPING):
+        return StoppingError(f"{url} is about to stop and takes on nothing more; ask again when it is back")
     if status == "UNAVAILABLE":
         return _unavailable(message, url)
     if status == "INTERNAL" and "Stub process" in message:

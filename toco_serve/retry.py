@@ -11,13 +11,15 @@ from dataclasses import dataclass
 class Retry:
     """How often and how soon to ask again after a ``TransientError``, within the call's own time.
 
+    A server that is about to stop is waited for as long as the call's time allows, whatever stands here.
+
     Attributes:
         max_attempts: Requests in all; 1 asks once.
         first_pause_s: Longest pause after the first failure; it doubles with each further one.
         longest_pause_s: Where the doubling ends.
     """
 
-    max_attempts: int = 4
+    max_attempts: int = 5
     first_pause_s: float = 0.1
     longest_pause_s: float = 2.0
 

@@ -15,7 +15,7 @@ from PIL import Image
 from toy_model import CLASSES, quadrant_labels, quadrants, slow_down, write_toy_repository
 from tritonclient.utils import InferenceServerException
 
-import toco_serve.server
+import toco_serve.triton_process
 from toco.errors import ConfigError, DataError, ServeError
 from toco_serve import AsyncClient, Client, EmbeddedTriton, Outcome, Ports, Retry, Segmentation, Tls
 from toco_serve.exchange import Call, Conversation, Pause, ServedModel, opening
@@ -345,12 +345,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["TLS", "mTLS"])
 def encrypted(request, repository: Path, certificates: Path) -> Iterator[tuple[str, str]]:
     """A real Triton that speaks TLS alone, and asks who the client is or does not; gives which, and its address."""
-    original: Callable[..., list[str]] = toco_serve.server.triton_arguments
+    original: Callable[..., list[str]] = toco_serve.triton_process.embedded_arguments
     which = {"TLS": "--grpc-use-ssl=true", "mTLS": "--grpc-use-ssl-mutual=true"}[request.param]
     files = {"server-cert": "server.pem", "server-key": "server.key", "root-cert": "ca.pem"}
     options = [which, *(f"--grpc-{name}={certificates / file}" for name, file in files.items())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toco_serve.server, "triton_arguments", lambda *given: [*original(*given), *options])
+        patch.setattr(toco_serve.triton_process, "embedded_arguments", lambda *given: [*original(*given), *options])
         with EmbeddedTriton(repository, ports=ANY) as server:
             yield request.param, f"localhost:{server.ports.grpc}"
 
