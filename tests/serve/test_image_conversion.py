@@ -1,10 +1,6 @@
 """What training, scoring and the client read from a file is what the served model reads."""
 
-import importlib.util
 import io
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,22 +9,7 @@ from PIL import Image
 from toco.errors import DataError
 from toco_serve.images import rgb_pixels
 
-MODEL = Path(__file__).parents[2] / "triton_models" / "toco_image" / "1" / "model.py"
 SIZE = (24, 16)
-
-
-@pytest.fixture(scope="module")
-def served():
-    """The code of the model ``toco_image``, with a stand-in for what Triton gives it."""
-    name = "triton_python_backend_utils"
-    limit = Image.MAX_IMAGE_PIXELS
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, name, ModuleType(name))
-        spec = importlib.util.spec_from_file_location("served_toco_image", MODEL)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    Image.MAX_IMAGE_PIXELS = limit
 
 
 def picture(mode):
