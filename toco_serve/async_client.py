@@ -11,7 +11,7 @@ from tritonclient.grpc import aio
 
 from toco.errors import ServeError, TocoError
 from toco.palette import UInt8Array
-from toco_serve.client import DEFAULT_OVERLAP, DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT
+from toco_serve.client import DEFAULT_OVERLAP, DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, check_in_flight
 from toco_serve.connection import DEFAULT_URL, Tls, channel_arguments
 from toco_serve.exchange import Call, Conversation, Exchange, Step, T, Work, opening
 from toco_serve.failures import UnreachableError
@@ -32,7 +32,7 @@ class AsyncClient:
         url: str = DEFAULT_URL,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: Retry = Retry(),  # noqa: B008 (frozen)
+        retry: Retry = Retry(),
         tls: Tls | None = None,
         compressed: bool = False,
     ) -> None:
@@ -63,8 +63,9 @@ class AsyncClient:
         return self._opened.model.classes
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._triton.close()
+        """Close the connection, if there is one."""
+        if self._triton is not None:
+            await self._triton.close()
 
     async def segment(self, image: ImageInput, *, timeout_s: float | None = None) -> Segmentation:
         """Segment one image of any size; see ``Client.segment``."""
@@ -84,6 +85,7 @@ class AsyncClient:
         self, images: Iterable[ImageInput], *, in_flight: int = REQUESTS_IN_FLIGHT, timeout_s: float | None = None
     ) -> AsyncIterator[Outcome]:
         """Segment many images, several at a time, and give the outcomes in order; see ``Client.segment_many``."""
+        check_in_flight(in_flight)
         waiting: deque[asyncio.Task[Outcome]] = deque()
         try:
             for image in images:

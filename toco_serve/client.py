@@ -10,7 +10,7 @@ from typing import Any
 
 from tritonclient import grpc
 
-from toco.errors import TocoError
+from toco.errors import ConfigError, TocoError
 from toco.palette import UInt8Array
 from toco_serve.connection import DEFAULT_URL, Tls, channel_arguments
 from toco_serve.exchange import Call, Conversation, Exchange, Step, T, Work, opening
@@ -45,7 +45,7 @@ class Client:
         url: str = DEFAULT_URL,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: Retry = Retry(),  # noqa: B008 (frozen)
+        retry: Retry = Retry(),
         tls: Tls | None = None,
         compressed: bool = False,
     ) -> None:
@@ -146,7 +146,9 @@ class Client:
 
         Raises:
             UnreachableError: The server is gone.
+            ConfigError: ``in_flight`` is below 1.
         """
+        check_in_flight(in_flight)
         waiting: deque[Future[Outcome]] = deque()
         pool = ThreadPoolExecutor(in_flight)
         try:
@@ -190,3 +192,13 @@ class Client:
         if isinstance(step, Work):
             return step.function()
         return time.sleep(step.seconds)
+
+
+def check_in_flight(number: int) -> None:
+    """Refuse to wait for an answer before anything is asked.
+
+    Raises:
+        ConfigError: The number is below 1.
+    """
+    if number < 1:
+        raise ConfigError(f"{number} requests in flight would be none at all; give 1 or more")

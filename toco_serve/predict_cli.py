@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Segment everything that is named; a bad file does not stop the others, but gives status 1."""
     arguments = _parser().parse_args(argv)
     outputs = Outputs(not arguments.no_masks, not arguments.no_overlays, arguments.rle)
-    with Client(arguments.url, timeout_s=arguments.timeout, tls=_tls(arguments)) as client:
+    compressed = arguments.compressed
+    with Client(arguments.url, timeout_s=arguments.timeout, tls=_tls(arguments), compressed=compressed) as client:
         predictions = plan(arguments.images, arguments.out)
         _make_folder(arguments.out)
         entries, failures = predict_all(client, predictions, outputs, in_flight=arguments.in_flight)
@@ -167,6 +168,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--timeout", type=_positive(float), default=DEFAULT_TIMEOUT_S, metavar="S", help=seconds)
     at_once = "requests that wait for the server at once"
     parser.add_argument("--in-flight", type=_positive(int), default=REQUESTS_IN_FLIGHT, metavar="N", help=at_once)
+    parser.add_argument("--compressed", action="store_true", help="let answers travel as PNG: for slow networks")
     parser.add_argument("--tls", action="store_true", help="encrypt the connection; implied by the files below")
     for name, meaning in (
         ("root-certificates", "who signs the server's certificate (default: whom the system trusts)"),

@@ -185,6 +185,16 @@ def test_no_more_images_are_taken_ahead_than_may_be_in_flight(server, client):
     asyncio.run(ask())
 
 
+def test_no_request_in_flight_at_all_is_refused(server, client):
+    async def ask() -> None:
+        async with AsyncClient(server.grpc_url) as asynchronous:
+            await anext(asynchronous.segment_many([], in_flight=0))
+
+    for refused in (lambda: next(client.segment_many([], in_flight=0)), lambda: asyncio.run(ask())):
+        with pytest.raises(ConfigError, match=r"^0 requests in flight would be none at all; give 1 or more$"):
+            refused()
+
+
 def test_many_images_end_with_the_server(repository):
     with EmbeddedTriton(repository, ports=ANY) as server, Client(server.grpc_url, retry=Retry(1)) as client:
         outcomes = client.segment_many(itertools.repeat(quadrants(32, 32)), in_flight=2)
@@ -197,7 +207,7 @@ def test_many_images_end_with_the_server(repository):
 class Conversant:
     """Takes the steps of an exchange with a server that answers as it is told."""
 
-    def __init__(self, *answers: Exception | str, retry: Retry = Retry(), timeout_s: float = 30) -> None:  # noqa: B008
+    def __init__(self, *answers: Exception | str, retry: Retry = Retry(), timeout_s: float = 30) -> None:
         self.answers = iter(answers)
         self.calls: list[Call] = []
         self.pauses: list[float] = []

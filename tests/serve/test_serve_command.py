@@ -121,7 +121,15 @@ def test_toco_predict_goes_on_past_a_bad_file_and_names_it_at_the_end(server, tm
 
 def test_toco_predict_writes_run_lengths_and_leaves_out_what_is_not_wanted(server, client, tmp_path):
     Image.fromarray(quadrants(90, 120)).save(tmp_path / "a.png")
-    arguments = [str(tmp_path / "*.p?g"), "--rle", "--no-masks", "--no-overlays", "--url", server.grpc_url]
+    arguments = [
+        str(tmp_path / "*.p?g"),
+        "--rle",
+        "--no-masks",
+        "--no-overlays",
+        "--compressed",
+        "--url",
+        server.grpc_url,
+    ]
     assert predict([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
     (entry,) = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
