@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +14,10 @@ from toco_serve.triton_options import EXIT_TIMEOUT_S, arguments, hardened
 
 NVIDIA_IMAGE = "nvcr.io/nvidia/tritonserver:26.06-py3"
 IMAGE = "toco-triton:26.06-py3"
-TRITON_USER = "1000:1000"  # "triton-server" in NVIDIA's image
+TRITON_USER = 1000  # "triton-server" in NVIDIA's image
 
 MODELS, TLS = "/models", "/tls"
-SERVER_CERTIFICATE, SERVER_KEY, CLIENTS_ROOT = "server.pem", "server.key", "ca.pem"
+SERVER_CERTIFICATE, SERVER_KEY, CLIENTS_ROOT = CERTIFICATES = ("server.pem", "server.key", "ca.pem")
 
 
 def commands(repository: Path, manifest: Manifest, ports: Ports, *, tls: Path | None, gpu: bool) -> str:
@@ -35,10 +36,11 @@ def commands(repository: Path, manifest: Manifest, ports: Ports, *, tls: Path | 
     """
     run = [
         f"docker run --rm --name toco{' --gpus all' if gpu else ''}",
-        f"--user {TRITON_USER} --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges",
+        f"--user {_user()} --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges",
         f"--shm-size 1g --pids-limit 2048 --stop-timeout {EXIT_TIMEOUT_S + 10}",
         _published(ports, encrypted=tls is not None),
-        *(_mounted(folder, place) for folder, place in ((repository, MODELS), (tls, TLS)) if folder),
+        _mounted(repository, MODELS),
+        *(_mounted(tls / name, f"{TLS}/{name}") for name in CERTIFICATES if tls and (tls / name).is_file()),
         f"{IMAGE} tritonserver",
         *map(shlex.quote, container_arguments(tls)),
     ]
@@ -86,6 +88,11 @@ def _published(ports: Ports, *, encrypted: bool) -> str:
     return f"--publish {grpc} --publish {http} --publish {metrics}"
 
 
-def _mounted(folder: Path, place: str) -> str:
-    """Show a folder in the container, read-only."""
-    return f"--volume {shlex.quote(f'{folder.resolve()}:{place}:ro')}"
+def _user() -> str:
+    """Return who runs Triton: the caller, whom the repository and the key are readable for, but never root."""
+    return f"{os.getuid()}:{os.getgid()}" if os.getuid() else f"{TRITON_USER}:{TRITON_USER}"
+
+
+def _mounted(path: Path, place: str) -> str:
+    """Show a folder or a file in the container, read-only."""
+    return f"--volume {shlex.quote(f'{path.resolve()}:{place}:ro')}"

@@ -1,6 +1,7 @@
 """Running a server: status, roll-out by signal, addresses that are refused, NVIDIA's container."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -104,13 +105,14 @@ def test_the_container_gets_no_more_rights_and_doors_than_it_needs(repository, c
     )
     for words in (
         ["--gpus", "all"],
-        ["--user", "1000:1000"],
         ["--read-only", "--tmpfs", "/tmp"],
         ["--cap-drop", "ALL"],
         ["--security-opt", "no-new-privileges"],
         ["--volume", f"{repository}:/models:ro"],
     ):
         assert any(run[i : i + len(words)] == words for i in range(len(run))), words
+    user = run[run.index("--user") + 1]
+    assert user == (f"{os.getuid()}:{os.getgid()}" if os.getuid() else "1000:1000")
     published = [run[i + 1] for i, word in enumerate(run) if word == "--publish"]
     assert published == ["127.0.0.1:9001:8001", "127.0.0.1:8000:8000", "127.0.0.1:8002:8002"]
     assert "--model-control-mode=none" in run
@@ -123,6 +125,9 @@ def test_with_certificates_grpc_alone_is_open_to_other_machines(repository, tmp_
     _, run = printed(capsys, str(repository), "--docker", "--tls", str(tmp_path))
     published = [run[i + 1] for i, word in enumerate(run) if word == "--publish"]
     assert published == ["8001:8001", "127.0.0.1:8000:8000", "127.0.0.1:8002:8002"]
+    mounted = [run[i + 1] for i, word in enumerate(run) if word == "--volume"]
+    files = [f"{tmp_path}/{name}:/tls/{name}:ro" for name in ("server.pem", "server.key", "ca.pem")]
+    assert mounted == [f"{repository}:/models:ro", *files], "the other keys of the folder stay outside"
     assert "--grpc-use-ssl-mutual=true" in run
     (tmp_path / "ca.pem").unlink()
     assert "--grpc-use-ssl=true" in printed(capsys, str(repository), "--docker", "--tls", str(tmp_path))[1]
