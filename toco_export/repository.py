@@ -121,7 +121,7 @@ def image_model_config(manifest: Manifest) -> triton.ModelConfig:
         max_batch_size=0,
         version_policy=_this_version(),
         input=[triton.ModelInput(name="image_bytes", data_type=triton.TYPE_STRING, dims=[1])],
-        output=_outputs([-1, -1]),
+        output=[*_outputs([-1, -1]), *_png_outputs()],
         instance_group=[triton.ModelInstanceGroup(count=IMAGE_INSTANCES, kind=triton.ModelInstanceGroup.KIND_CPU)],
         dynamic_batching=_bounded_queue(),
         parameters=_parameters(parameters),
@@ -183,6 +183,12 @@ def _this_version() -> triton.ModelVersionPolicy:
 def _outputs(dims: list[int]) -> list[triton.ModelOutput]:
     """The two outputs of the contract."""
     return [triton.ModelOutput(name=name, data_type=triton.TYPE_UINT8, dims=dims) for name in ("mask", "confidence")]
+
+
+def _png_outputs() -> list[triton.ModelOutput]:
+    """The same as PNG files."""
+    names = ("mask_png", "confidence_png")
+    return [triton.ModelOutput(name=name, data_type=triton.TYPE_STRING, dims=[1]) for name in names]
 
 
 def _bounded_queue() -> triton.ModelDynamicBatching:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
 from tritonclient import grpc
-from tritonclient.utils import InferenceServerException
 
-from toco.errors import DataError, ImageSizeError, ServeError, TocoError
+from toco.errors import ConfigError, TocoError
 from toco.palette import UInt8Array
-from toco_serve.images import ImageInput, encoded
-from toco_serve.segmentation import Segmentation
+from toco_serve.connection import DEFAULT_URL, Tls, channel_arguments
+from toco_serve.exchange import Call, Conversation, Exchange, Step, T, Work, opening
+from toco_serve.failures import UnreachableError
+from toco_serve.images import ImageInput
+from toco_serve.retry import Retry
+from toco_serve.segmentation import Outcome, Segmentation
 
-DEFAULT_URL = "localhost:8001"
-CONNECT_TIMEOUT_S = 5.0
-OUTPUTS = ("mask", "confidence")
-
-# Errors that the models name at the start of their sentence.
-_NAMED_ERRORS: dict[str, type[TocoError]] = {"ImageSizeError": ImageSizeError, "DataError": DataError}
-
-T = TypeVar("T")
-
-
-class UnreachableError(ServeError):
-    """No server answers at the address."""
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_OVERLAP = 0.25
+REQUESTS_IN_FLIGHT = 4  # enough for the server to batch, and for one image to be decoded while another is segmented
 
 
 class Client:
@@ -35,19 +29,30 @@ class Client:
 
     Args:
         url: Host and gRPC port of the server, without a scheme.
-        timeout_s: Longest wait for one answer; the server drops what it has not begun by then.
+        timeout_s: Longest wait for one answer, repetitions included; the server drops what it has not begun by then.
+        retry: When to ask again after a lost connection, a full queue or a lost model process.
+        tls: Encrypt the connection; without it nothing is encrypted.
+        compressed: Let the answers of ``segment`` travel as PNG: for slow networks and large images.
 
     Raises:
-        UnreachableError: No server answers there.
-        ServeError: The server does not serve ToCo.
+        UnreachableError: No server answers there (asked once).
+        ServeError: The server does not serve ToCo, or one side does not trust the other.
+        ConfigError: A file of ``tls`` cannot be used.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: Retry = Retry(),
+        tls: Tls | None = None,
+        compressed: bool = False,
+    ) -> None:
         self.url = url
-        self.timeout_s = timeout_s
-        self._triton = grpc.InferenceServerClient(url, channel_args=_channel_options(url))
+        self._triton = grpc.InferenceServerClient(**channel_arguments(url, tls))
         try:
-            self.classes = self._class_names()
+            self._conversation = Conversation(url, timeout_s, retry, compressed, self._take(opening(url, timeout_s)))
         except BaseException:
             self.close()
             raise
@@ -58,39 +63,41 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels 1..C."""
+        return self._conversation.model.classes
+
     def close(self) -> None:
         """Close the connection."""
         self._triton.close()
 
-    def segment(self, image: ImageInput) -> Segmentation:
+    def segment(self, image: ImageInput, *, timeout_s: float | None = None) -> Segmentation:
         """Segment one image of any size.
 
         Args:
-            image: Path of a JPEG, PNG, WebP or BMP file, the content of one, a PIL image, or an RGB array, uint8
+            image: Path of a JPEG, PNG, WebP, BMP or TIFF file, the content of one, a PIL image, or an RGB array, uint8
                 ``[H, W, 3]``. Files travel as they are and are turned upright as their EXIF data say.
+            timeout_s: Longest wait, in the place of the client's own.
 
         Returns:
             Mask and confidence at the image's own size.
 
         Raises:
             DataError: The image cannot be read or decoded, or is too large for the server.
-            ServeError: The server is gone, overloaded, too slow, or failed.
+            DeadlineError: No answer in time.
+            TransientError: No server answers (``UnreachableError``), it is too busy (``BusyError``), or its model
+                process ended (``BackendLostError``), each after as many attempts as ``retry`` and the time allow.
+            ServeError: The server failed.
         """
-        tensor = grpc.InferInput("image_bytes", [1], "BYTES")
-        try:
-            tensor.set_data_from_numpy(np.array([encoded(image)], dtype=np.object_))
-            mask, confidence = self._infer("toco_image", tensor)
-        except DataError as error:
-            if isinstance(image, (str, Path)) and str(image) not in str(error):
-                raise DataError(f"{image}: {error}") from error
-            raise
-        return Segmentation(mask, confidence, self.classes)
+        return self._take(self._conversation.segment(image, timeout_s))
 
-    def segment_tensor(self, images: UInt8Array) -> tuple[Segmentation, ...]:
+    def segment_tensor(self, images: UInt8Array, *, timeout_s: float | None = None) -> tuple[Segmentation, ...]:
         """Segment a batch at the network's own resolution: no resizing on either side.
 
         Args:
             images: RGB, uint8 ``[B, H, W, 3]``, H and W multiples of the patch size.
+            timeout_s: Longest wait, in the place of the client's own.
 
         Returns:
             One answer for each image.
@@ -98,68 +105,100 @@ class Client:
         Raises:
             DataError: The array is of another shape or type.
             ImageSizeError: H or W is not a multiple of the patch size, or outside what the model was exported for.
-            ServeError: The server is gone, overloaded, too slow, or failed.
+            DeadlineError, TransientError, ServeError: As for ``segment``.
         """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
-            raise DataError(f"the array is {images.dtype} {list(images.shape)}; expected RGB, uint8 [B, H, W, 3]")
-        tensor = grpc.InferInput("image", list(images.shape), "UINT8")
-        tensor.set_data_from_numpy(images)
-        masks, confidences = self._infer("toco", tensor)
-        return tuple(Segmentation(*pair, self.classes) for pair in zip(masks, confidences, strict=True))
+        return self._take(self._conversation.segment_tensor(images, timeout_s))
 
-    def _infer(self, model: str, tensor: grpc.InferInput) -> tuple[UInt8Array, UInt8Array]:
-        """Ask one model."""
-        result = self._call(
-            lambda: self._triton.infer(
-                model,
-                [tensor],
-                outputs=[grpc.InferRequestedOutput(name) for name in OUTPUTS],
-                timeout=int(self.timeout_s * 1e6),
-                client_timeout=self.timeout_s,
-            )
-        )
-        mask, confidence = (result.as_numpy(name) for name in OUTPUTS)
-        return mask, confidence
+    def segment_tiled(
+        self, image: ImageInput, *, overlap: float = DEFAULT_OVERLAP, timeout_s: float | None = None
+    ) -> Segmentation:
+        """Segment a large image at its own resolution, in tiles of the size that the network is tuned for.
 
-    def _class_names(self) -> tuple[str, ...]:
-        """Read the class names from the served model's configuration."""
-        timeout_s = min(CONNECT_TIMEOUT_S, self.timeout_s)
-        response = self._call(lambda: self._triton.get_model_config("toco", client_timeout=timeout_s), connecting=True)
-        parameters = response.config.parameters
-        if "classes" not in parameters:
-            raise ServeError(f"the model 'toco' at {self.url} names no classes; export it again with toco-export")
-        return tuple(json.loads(parameters["classes"].string_value))
+        ``segment`` shrinks an image to that size, and what is small in it disappears. Here each pixel is decided by the
+        tile that sees most around it. An image that fits in one tile is answered as by ``segment``.
 
-    def _call(self, ask: Callable[[], T], *, connecting: bool = False) -> T:
-        """Ask the server; its errors become ours."""
+        Args:
+            image: As for ``segment``, but decoded on this side.
+            overlap: Share of a tile that neighbours show both, 0 to 0.75, at least.
+            timeout_s: Longest wait for each batch of tiles, in the place of the client's own.
+
+        Returns:
+            Mask and confidence at the image's own size.
+
+        Raises:
+            ConfigError: The overlap is another number.
+            DataError, DeadlineError, TransientError, ServeError: As for ``segment``.
+        """
+        return self._take(self._conversation.segment_tiled(image, overlap, timeout_s))
+
+    def segment_many(
+        self, images: Iterable[ImageInput], *, in_flight: int = REQUESTS_IN_FLIGHT, timeout_s: float | None = None
+    ) -> Iterator[Outcome]:
+        """Segment many images, several at a time; a bad one does not stop the others.
+
+        Args:
+            images: As for ``segment``; may be endless, no more than ``in_flight`` are taken ahead.
+            in_flight: Requests that wait for the server at once, at least 1.
+            timeout_s: Longest wait for each, in the place of the client's own.
+
+        Yields:
+            For each image, in their order, its segmentation or its error.
+
+        Raises:
+            UnreachableError: The server is gone.
+            ConfigError: ``in_flight`` is below 1.
+        """
+        check_in_flight(in_flight)
+        waiting: deque[Future[Outcome]] = deque()
+        pool = ThreadPoolExecutor(in_flight)
         try:
-            return ask()
-        except InferenceServerException as error:
-            raise self._translated(error, connecting) from error
+            for image in images:
+                waiting.append(pool.submit(self._outcome, image, timeout_s))
+                if len(waiting) == in_flight:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _translated(self, error: Any, connecting: bool) -> TocoError:
-        """Say in one sentence what a gRPC error means."""
-        status, message = str(error.status()).removeprefix("StatusCode."), " ".join(str(error.message()).split())
-        too_late = status == "DEADLINE_EXCEEDED"
-        if (too_late and connecting) or (status == "UNAVAILABLE" and _is_connection_failure(message)):
-            return UnreachableError(
-                f"no server answers at {self.url}: start one with toco-serve, or give the address of one that runs"
-            )
-        if too_late:
-            return ServeError(f"{self.url} did not answer within {self.timeout_s:g} s; allow more time or ask for less")
-        name, _, sentence = message.partition(": ")
-        if name in _NAMED_ERRORS:
-            return _NAMED_ERRORS[name](sentence)
-        return ServeError(f"{self.url} answered with an error ({status.lower()}): {message}")
+    def _outcome(self, image: ImageInput, timeout_s: float | None) -> Outcome:
+        """Segment one of many."""
+        try:
+            return Outcome(image, self.segment(image, timeout_s=timeout_s), None)
+        except UnreachableError:
+            raise
+        except TocoError as error:
+            return Outcome(image, None, error)
+
+    def _take(self, exchange: Exchange[T]) -> T:
+        """Go through an exchange, step by step; what a step raises is the exchange's to understand."""
+        try:
+            step = next(exchange)
+            while True:
+                try:
+                    result = self._do(step)
+                except Exception as error:
+                    step = exchange.throw(error)
+                else:
+                    step = exchange.send(result)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
+
+    def _do(self, step: Step) -> Any:
+        """Take one step."""
+        if isinstance(step, Call):
+            return getattr(self._triton, step.method)(**step.arguments)
+        if isinstance(step, Work):
+            return step.function()
+        return time.sleep(step.seconds)
 
 
-def _is_connection_failure(message: str) -> bool:
-    """Tell a lost connection from a server that is too busy: gRPC gives both the same status."""
-    return any(sign in message.lower() for sign in ("connect", "socket closed", "dns", "name resolution", "goaway"))
+def check_in_flight(number: int) -> None:
+    """Refuse to wait for an answer before anything is asked.
 
-
-def _channel_options(url: str) -> list[tuple[str, int]]:
-    """Messages of any size; no HTTP proxy between a client and a server on the same machine."""
-    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    local = url.rpartition(":")[0] in {"localhost", "127.0.0.1", "[::1]"}
-    return [*options, ("grpc.enable_http_proxy", 0)] if local else options
+    Raises:
+        ConfigError: The number is below 1.
+    """
+    if number < 1:
+        raise ConfigError(f"{number} requests in flight would be none at all; give 1 or more")

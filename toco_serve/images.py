@@ -16,7 +16,7 @@ from toco.pictures import open_picture, to_rgb, upright
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def encoded(image: ImageInput) -> bytes:
@@ -33,6 +33,12 @@ def encoded(image: ImageInput) -> bytes:
     buffer = io.BytesIO()
     _png_mode(picture).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def png_levels(data: bytes) -> UInt8Array:
+    """Return the levels of a greyscale PNG, uint8 ``[H, W]``: how the server sends masks over slow networks."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        return np.asarray(picture)
 
 
 def rgb_pixels(image: ImageInput) -> UInt8Array:

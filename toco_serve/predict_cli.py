@@ -1,131 +1,179 @@
-"""``toco-predict``: segment images and folders of images with a running server."""
+"""``toco-predict``: segment images, folders and patterns of images with a running server."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import io
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, Progress
 
-from toco.command import EXIT_BAD_INPUT, CommandParser, print_error, run_command
-from toco.errors import DataError, TocoError
+from toco.command import CommandParser, print_error, run_command
+from toco.errors import ConfigError, TocoError
 from toco.files import write_atomic
-from toco_serve.client import DEFAULT_URL, Client, UnreachableError
-from toco_serve.images import SUFFIXES
+from toco_serve.client import DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, Client
+from toco_serve.connection import DEFAULT_URL, Tls
+from toco_serve.failures import UnreachableError
+from toco_serve.image_files import Prediction, plan
+from toco_serve.segmentation import Segmentation
 
 PROG = "toco-predict"
-REQUESTS_IN_FLIGHT = 4  # enough for the server to batch, and for one image to be decoded while another is segmented
+EXIT_NOT_ALL = 1
+SUMMARY_FILE = "predictions.json"
 OVERLAY_QUALITY = 90
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One image and the start of the names of what is written for it."""
+class Outputs:
+    """What is written for each image beside its entry in the summary.
 
-    source: Path
-    target: Path
+    Attributes:
+        masks: A palette PNG of the labels.
+        overlays: A JPEG of the image under the labels' colours.
+        rle: COCO run lengths of each class, in the summary.
+    """
+
+    masks: bool = True
+    overlays: bool = True
+    rle: bool = False
 
 
 @run_command(PROG)
 def main(argv: Sequence[str] | None = None) -> int:
-    """Segment everything that is named; a bad file does not stop the others, but gives status 2."""
+    """Segment everything that is named; a bad file does not stop the others, but gives status 1."""
     arguments = _parser().parse_args(argv)
-    with Client(arguments.url, timeout_s=arguments.timeout) as client:
+    outputs = Outputs(not arguments.no_masks, not arguments.no_overlays, arguments.rle)
+    compressed = arguments.compressed
+    with Client(arguments.url, timeout_s=arguments.timeout, tls=_tls(arguments), compressed=compressed) as client:
         predictions = plan(arguments.images, arguments.out)
-        failures = predict_all(client, predictions)
-    num_done = len(predictions) - len(failures)
-    if num_done:
-        summary = f"{num_done} of {len(predictions)} images segmented into {arguments.out}"
-        Console().print(summary, highlight=False, soft_wrap=True)
-    for message in failures:
-        print_error(PROG, message)
-    return EXIT_BAD_INPUT if failures else 0
+        _make_folder(arguments.out)
+        entries, failures = predict_all(client, predictions, outputs, in_flight=arguments.in_flight)
+        summary = {"classes": client.classes, "images": entries, "failed": failures}
+    write_atomic(arguments.out / SUMMARY_FILE, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    text = f"{len(entries)} of {len(predictions)} images segmented into {arguments.out}"
+    Console().print(text, highlight=False, soft_wrap=True)
+    for failure in failures:
+        print_error(PROG, failure["error"])
+    return EXIT_NOT_ALL if len(entries) < len(predictions) else 0
 
 
-def plan(images: Iterable[Path], out: Path) -> list[Prediction]:
-    """Find the images, and a name for each: its stem, or its whole name where two stems are the same.
+def predict_all(
+    client: Client, predictions: Sequence[Prediction], outputs: Outputs, *, in_flight: int
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Segment the images, several at a time, and write what is asked for.
 
-    A folder is searched to its bottom, and its subfolders appear in ``out`` too.
-
-    Raises:
-        DataError: A folder holds no image, or two images have one name.
+    Returns:
+        An entry for each image that was segmented and one with a sentence for each that was not, both in the images'
+        order. A server that went away ends the second: nothing after that image was asked for.
     """
-    sources = {source: out / parent for image in images for source, parent in _images_in(image, out)}
-    stems = Counter(folder / source.stem for source, folder in sources.items())
-    predictions = [
-        Prediction(source, folder / (source.stem if stems[folder / source.stem] == 1 else source.name))
-        for source, folder in sources.items()
-    ]
-    taken: dict[Path, Path] = {}
-    for prediction in predictions:
-        first = taken.setdefault(prediction.target, prediction.source)
-        if first != prediction.source:
-            raise DataError(f"{first} and {prediction.source} would be written to one file; use another --out for each")
-    return predictions
-
-
-def predict_all(client: Client, predictions: Sequence[Prediction]) -> list[str]:
-    """Segment the images, several at a time; return a sentence for each that failed, in the order of the images.
-
-    Raises:
-        UnreachableError: The server went away.
-    """
-    failures: dict[Prediction, str] = {}
+    entries: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
     console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool, bar as progress:
-        task = progress.add_task("segmenting", total=len(predictions))
-        running = {pool.submit(predict, client, prediction): prediction for prediction in predictions}
-        try:
-            for future in as_completed(running):
-                try:
-                    future.result()
-                except UnreachableError:
-                    raise
-                except (TocoError, OSError) as error:
-                    failures[running[future]] = str(error)
-                progress.advance(task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [failures[prediction] for prediction in predictions if prediction in failures]
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        outcomes = client.segment_many((prediction.source for prediction in predictions), in_flight=in_flight)
+        for prediction in progress.track(predictions, description="segmenting"):
+            try:
+                outcome = next(outcomes)
+                if outcome.segmentation is None:
+                    raise outcome.error or AssertionError
+                entries.append(write(prediction, outcome.segmentation, outputs))
+            except UnreachableError as error:
+                failures.append({"image": str(prediction.source), "error": str(error)})
+                break
+            except TocoError as error:
+                failures.append({"image": str(prediction.source), "error": str(error)})
+    return entries, failures
 
 
-def predict(client: Client, prediction: Prediction) -> None:
-    """Segment one image and write its mask and its overlay."""
-    segmentation = client.segment(prediction.source)
-    segmentation.save(prediction.target.with_name(prediction.target.name + ".mask.png"))
-    buffer = io.BytesIO()
-    segmentation.overlay(prediction.source).save(buffer, format="JPEG", quality=OVERLAY_QUALITY)
-    write_atomic(prediction.target.with_name(prediction.target.name + ".overlay.jpg"), buffer.getvalue())
+def write(prediction: Prediction, segmentation: Segmentation, outputs: Outputs) -> dict[str, Any]:
+    """Write mask and overlay of one image and return its entry in the summary.
+
+    Raises:
+        DataError: The image cannot be read any more.
+        ConfigError: A file cannot be written.
+    """
+    height, width = segmentation.mask.shape
+    entry: dict[str, Any] = {"image": str(prediction.source), "height": height, "width": width}
+    entry["class_shares"] = segmentation.class_shares()
+    try:
+        if outputs.masks:
+            entry["mask"] = str(prediction.output(".mask.png"))
+            segmentation.save(entry["mask"])
+        if outputs.overlays:
+            entry["overlay"] = str(prediction.output(".overlay.jpg"))
+            buffer = io.BytesIO()
+            segmentation.overlay(prediction.source).save(buffer, format="JPEG", quality=OVERLAY_QUALITY)
+            write_atomic(Path(entry["overlay"]), buffer.getvalue())
+    except OSError as error:
+        raise ConfigError(f"{prediction.source}: {_cannot_write(prediction.target, error)}") from error
+    if outputs.rle:
+        entry["rle"] = segmentation.rles()
+    return entry
 
 
-def _images_in(path: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Give each image of a folder with its subfolder, but for what an earlier run wrote; a file stands for itself."""
-    if not path.is_dir():
-        yield path, Path()
-        return
-    found = [
-        source
-        for source in sorted(path.rglob("*"))
-        if source.suffix.lower() in SUFFIXES and source.is_file() and out.resolve() not in source.resolve().parents
-    ]
-    if not found:
-        raise DataError(f"folder {path} holds no image; expected files that end in {', '.join(sorted(SUFFIXES))}")
-    for source in found:
-        yield source, source.relative_to(path).parent
+def _make_folder(out: Path) -> None:
+    """Make the folder to write to, before anything is asked."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(_cannot_write(out, error)) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    """Say that something cannot be written, and why."""
+    return f"cannot write {path}: {(error.strerror or str(error)).lower()}; give another --out, or make room"
+
+
+def _tls(arguments: argparse.Namespace) -> Tls | None:
+    """Return the files of an encrypted connection, if one is asked for."""
+    files = (arguments.root_certificates, arguments.private_key, arguments.certificate)
+    return Tls(*files) if arguments.tls or any(files) else None
+
+
+def _positive(kind: type[N]) -> Callable[[str], N]:
+    """Return a reader of numbers above zero."""
+    meaning = "a whole number above zero" if kind is int else "a number above zero"
+
+    def read(text: str) -> N:
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            if 0 < number < math.inf:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+
+    return read
 
 
 def _parser() -> CommandParser:
     """Describe the command line."""
-    parser = CommandParser(PROG, "Segment images with a running server: a mask and an overlay for each.")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, BMP or folder")
+    parser = CommandParser(PROG, f"Segment images with a running server: masks, overlays and {SUMMARY_FILE}.")
+    kinds = "image, folder, or pattern in quotes ('photos/**/*.jpg')"
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--no-masks", action="store_true", help="write no masks (palette PNG)")
+    parser.add_argument("--no-overlays", action="store_true", help="write no overlays (JPEG)")
+    parser.add_argument("--rle", action="store_true", help=f"write COCO run lengths into {SUMMARY_FILE}")
     parser.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help="the server's gRPC address")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds to wait for one answer")
+    seconds = "seconds to wait for one answer"
+    parser.add_argument("--timeout", type=_positive(float), default=DEFAULT_TIMEOUT_S, metavar="S", help=seconds)
+    at_once = "requests that wait for the server at once"
+    parser.add_argument("--in-flight", type=_positive(int), default=REQUESTS_IN_FLIGHT, metavar="N", help=at_once)
+    parser.add_argument("--compressed", action="store_true", help="let answers travel as PNG: for slow networks")
+    parser.add_argument("--tls", action="store_true", help="encrypt the connection; implied by the files below")
+    for name, meaning in (
+        ("root-certificates", "who signs the server's certificate (default: whom the system trusts)"),
+        ("private-key", "this client's key, for a server that asks who it is"),
+        ("certificate", "this client's certificate"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="PEM", help=meaning)
     return parser

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from toco import palette
-from toco.errors import DataError
+from toco.errors import DataError, TocoError
 from toco.palette import UInt8Array
 from toco_serve.images import ImageInput, rgb_pixels
+from toco_serve.regions import Int32Array, Rle, encode_rle, outlines
 
 BACKGROUND = "background"
 
@@ -36,6 +37,28 @@ class Segmentation:
         shares = {name: count / self.mask.size for name, count in zip((BACKGROUND, *self.classes), counts, strict=True)}
         return {name: float(shares[name]) for name in sorted(shares, key=lambda n: -shares[n]) if shares[name] > 0}
 
+    @property
+    def palette(self) -> UInt8Array:
+        """Colour of each label 0..C, uint8 ``[C + 1, 3]`` RGB, as ``save`` and ``overlay`` use them."""
+        return palette.voc_palette(len(self.classes) + 1)
+
+    def rles(self) -> dict[str, Rle]:
+        """Return the region of each class that occurs, in the order of the labels, as COCO's compressed run lengths."""
+        return {name: encode_rle(self.mask == label) for label, name in self._present()}
+
+    def polygons(self) -> dict[str, list[Int32Array]]:
+        """Return the borders of each class that occurs, in the order of the labels.
+
+        Each is a list of rings int32 ``[N, 2]`` of (x, y) along the pixels' edges, clockwise, those of holes the other
+        way; see ``toco_serve.regions.outlines``. COCO's own polygons know no holes: take ``rles`` where they count.
+        """
+        return {name: outlines(self.mask == label) for label, name in self._present()}
+
+    def _present(self) -> list[tuple[int, str]]:
+        """Return the labels of classes that occur, with their names."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes) + 1)
+        return [(label, name) for label, name in enumerate(self.classes, start=1) if counts[label]]
+
     def save(self, path: str | Path) -> None:
         """Write the mask as a palette PNG with the VOC colours, whole or not at all."""
         palette.save_mask(Path(path), self.mask)
@@ -51,3 +74,18 @@ class Segmentation:
             sizes = [f"{height}x{width} px" for height, width in (pixels.shape[:2], self.mask.shape)]
             raise DataError(f"the image is {sizes[0]}, but its mask {sizes[1]}; give the image that was segmented")
         return Image.fromarray(palette.overlay(pixels, self.mask, opacity))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image of many.
+
+    Attributes:
+        image: What was given.
+        segmentation: The answer; None where there is an error.
+        error: Why there is no answer.
+    """
+
+    image: ImageInput
+    segmentation: Segmentation | None
+    error: TocoError | None

@@ -2,7 +2,8 @@
 
 Why a process of its own: a killed owner cannot clean up, and the kernel's "signal me when my parent dies" follows the
 parent's *thread*, so that a server started from a worker thread would die with that thread. Triton itself leaves its
-Python processes and their shared memory behind when it fails to take a port (2.51).
+Python processes and their shared memory behind when it fails to take a port (2.51), and serves nothing but errors when
+one of them dies: then this process starts it anew.
 
 Run as a script, with the standard library alone:
 ``supervisor.py OWNER_PID SHARED_MEMORY_PREFIX WORKSPACE GRACE_S COMMAND...``; standard output is Triton's log file,
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import enum
 import math
 import os
 import shutil
@@ -32,12 +34,28 @@ FINISH, AT_ONCE = signal.SIGTERM, signal.SIGINT
 POLL_S = 0.2
 POLL_STOPPING_S = 0.02
 LOG_FD = 1
+LOG_TAIL = 8192
 
+# What Triton 2.51 prints when every model is loaded and every port open, in this order last.
+SERVES = b"Started Metrics Service"
 # Triton 2.51 unloads a model when its requests are answered, and sleeps a second for each Python process on the way,
 # one after another. When `toco` is unloaded no request is left and only sleeping is.
 ANSWERED = b"successfully unloaded 'toco' version"
-# What it prints when a model did not load, before it unloads the others in the same way.
+# What it prints when a model did not load, before it unloads the others.
 GIVES_UP = b"All models are stopped, unloading models"
+
+# Triton 24.06 and later does not start a model's Python process again: every request to it fails, and "ready" is said.
+MAX_LOSSES, LOSSES_WITHIN_S = 5, 60.0
+CHECK_S, SEARCH_S = 1.0, 10.0
+
+
+class Ending(enum.Enum):
+    """Why the server need not run any more."""
+
+    BY_ITSELF = enum.auto()
+    ASKED = enum.auto()
+    GAVE_UP = enum.auto()
+    LOST_A_PROCESS = enum.auto()
 
 
 def main() -> int:
@@ -52,38 +70,89 @@ def main() -> int:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
+    losses: list[float] = []
     try:
-        server = subprocess.Popen(command, preexec_fn=in_own_group)  # noqa: PLW1509 (there is one thread here)
-        asked = supervise(server, int(owner), float(grace_s))
-        gave_up = server.poll() is None
-        end_group(server)
-        if asked or gave_up:
-            return 0 if asked else 1
-        return server.returncode if server.returncode >= 0 else 128 - server.returncode
+        while True:
+            log_start = os.fstat(LOG_FD).st_size
+            server = subprocess.Popen(command, preexec_fn=in_own_group)  # noqa: PLW1509 (there is one thread here)
+            ending = supervise(server, int(owner), float(grace_s), log_start)
+            end_group(server)
+            if ending is Ending.BY_ITSELF:
+                return server.returncode if server.returncode >= 0 else 128 - server.returncode
+            if ending is not Ending.LOST_A_PROCESS:
+                return 0 if ending is Ending.ASKED else 1
+            remove_shared_memory(shm_prefix)
+            losses = [*(at for at in losses if time.monotonic() - at < LOSSES_WITHIN_S), time.monotonic()]
+            if len(losses) >= MAX_LOSSES:
+                report(f"error: a model's process ended {MAX_LOSSES} times in {LOSSES_WITHIN_S:.0f} s")
+                return 1
+            report("a model's process ended: Triton is started again")
     finally:
         remove_shared_memory(shm_prefix)
         shutil.rmtree(workspace, ignore_errors=True)
 
 
-def supervise(server: subprocess.Popen[bytes], owner: int, grace_s: float) -> bool:
-    """Wait until the server has ended or has nothing left to do; say whether it was asked to stop."""
-    asked, deadline = False, math.inf
+def supervise(server: subprocess.Popen[bytes], owner: int, grace_s: float, log_start: int) -> Ending:
+    """Wait until the server has ended or has nothing left to do, and say why."""
+    asked, serves, deadline, models = False, False, math.inf, Children(server.pid)
     while server.poll() is None and time.monotonic() < deadline:
         received = signal.sigtimedwait({FINISH, AT_ONCE, signal.SIGCHLD}, POLL_STOPPING_S if asked else POLL_S)
         if received and received.si_signo == AT_ONCE:
-            return True
+            return Ending.ASKED
         if not asked and ((received and received.si_signo == FINISH) or os.getppid() != owner):
             server.terminate()
             asked, deadline = True, time.monotonic() + grace_s
-        if log_says(ANSWERED if asked else GIVES_UP):
-            break
-    return asked
+        if asked:
+            if log_says(ANSWERED, log_start):
+                break
+        elif log_says(GIVES_UP, log_start):
+            return Ending.GAVE_UP
+        else:
+            serves = serves or log_says(SERVES, log_start)
+            if serves and models.lost_one():
+                return Ending.LOST_A_PROCESS
+    return Ending.ASKED if asked else Ending.BY_ITSELF
 
 
-def log_says(words: bytes) -> bool:
-    """Look for words at the end of Triton's log."""
+class Children:
+    """The processes that a process started, the models' among them."""
+
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+        self._known: list[int] = []
+        self._next_check = self._next_search = 0.0
+
+    def lost_one(self) -> bool:
+        """Tell whether one of them has ended, looking once a second."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return False
+        self._next_check = now + CHECK_S
+        if now >= self._next_search:  # looks at every process of the machine
+            everyone = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (names only)
+            self._known = [pid for pid in everyone if state_and_parent(pid)[1] == self._parent]
+            self._next_search = now + SEARCH_S
+        return any(state_and_parent(pid)[0] in "ZX" for pid in self._known)
+
+
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """Return a process's state ("Z": ended, but not yet reaped) and its parent; "X" and 0 where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return fields[0], int(fields[1])
+
+
+def log_says(words: bytes, log_start: int) -> bool:
+    """Look for words at the end of what the running Triton wrote to its log."""
     size = os.fstat(LOG_FD).st_size
-    return words in os.pread(LOG_FD, 8192, max(0, size - 8192))
+    return words in os.pread(LOG_FD, LOG_TAIL, max(log_start, size - LOG_TAIL))
+
+
+def report(message: str) -> None:
+    """Add a line to the log."""
+    os.write(LOG_FD, f"{message}\n".encode())
 
 
 def end_group(server: subprocess.Popen[bytes]) -> None:

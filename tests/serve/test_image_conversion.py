@@ -1,10 +1,6 @@
 """What training, scoring and the client read from a file is what the served model reads."""
 
-import importlib.util
 import io
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,22 +9,7 @@ from PIL import Image
 from toco.errors import DataError
 from toco_serve.images import rgb_pixels
 
-MODEL = Path(__file__).parents[2] / "triton_models" / "toco_image" / "1" / "model.py"
 SIZE = (24, 16)
-
-
-@pytest.fixture(scope="module")
-def served():
-    """The code of the model ``toco_image``, with a stand-in for what Triton gives it."""
-    name = "triton_python_backend_utils"
-    limit = Image.MAX_IMAGE_PIXELS
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, name, ModuleType(name))
-        spec = importlib.util.spec_from_file_location("served_toco_image", MODEL)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    Image.MAX_IMAGE_PIXELS = limit
 
 
 def picture(mode):
@@ -43,7 +24,7 @@ def picture(mode):
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [*(("PNG", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")), ("JPEG", "CMYK"), ("JPEG", "L"),
-     ("BMP", "RGB"), ("WEBP", "RGBA")],
+     ("BMP", "RGB"), ("WEBP", "RGBA"), *(("TIFF", mode) for mode in ("RGB", "RGBA", "L", "P", "1", "I;16", "CMYK"))],
 )  # fmt: skip
 def test_the_client_reads_what_the_served_model_reads(served, kind, mode, orientation):
     exif = Image.Exif()
@@ -64,3 +45,24 @@ def test_what_cannot_be_decoded_is_refused_in_one_sentence(tmp_path):
         rgb_pixels(tmp_path / "none.png")
     with pytest.raises(DataError, match=r"its levels go from 0 to 70000, expected 0 to 65535"):
         rgb_pixels(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
+
+
+@pytest.mark.parametrize(
+    ("levels", "complaint"),
+    [
+        (np.array([[0, 70000]], np.int32), "the image's levels go from 0 to 70000; send levels of 8 or 16 bits"),
+        (np.array([[-1, 5]], np.int32), "the image's levels go from -1 to 5; send levels of 8 or 16 bits"),
+        (
+            np.array([[0.5]], np.float32),
+            "the image's levels are floating-point numbers; send whole ones of 8 or 16 bits",
+        ),
+    ],
+)
+def test_levels_of_no_known_range_are_refused_by_the_served_model_too(served, levels, complaint):
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, format="TIFF")
+    with pytest.raises(served.RefusedImageError) as caught:
+        served.decode(buffer.getvalue(), [(16, 16)], 10**6, 10**6)
+    assert str(caught.value) == complaint
+    with pytest.raises(DataError):
+        rgb_pixels(buffer.getvalue())

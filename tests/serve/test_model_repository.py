@@ -85,6 +85,12 @@ def test_the_configuration_of_toco_image_bounds_its_input_and_its_queue(reposito
     config = read_config(repository, "toco_image")
     assert (config.name, config.backend, config.max_batch_size) == ("toco_image", "python", 0)
     assert [(i.name, i.data_type, list(i.dims)) for i in config.input] == [("image_bytes", triton.TYPE_STRING, [1])]
+    assert [(o.name, o.data_type, list(o.dims)) for o in config.output] == [
+        ("mask", triton.TYPE_UINT8, [-1, -1]),
+        ("confidence", triton.TYPE_UINT8, [-1, -1]),
+        ("mask_png", triton.TYPE_STRING, [1]),
+        ("confidence_png", triton.TYPE_STRING, [1]),
+    ]
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 64
     assert config.dynamic_batching.default_queue_policy.default_timeout_microseconds == 30_000_000
     assert [(group.count, group.kind) for group in config.instance_group] == [(4, triton.ModelInstanceGroup.KIND_CPU)]

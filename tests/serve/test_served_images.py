@@ -1,16 +1,19 @@
 """The served model ``toco_image``: encoded images of any size in, label maps at that size out."""
 
 import io
+import json
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
 from PIL import Image
-from toy_model import RED, quadrant_labels, quadrants
+from toy_model import RED, quadrant_labels, quadrants, slow_down, write_toy_repository
 
 from toco.errors import DataError
+from toco_serve import Client, EmbeddedTriton, Ports
 
-KINDS = "a JPEG, PNG, WebP or BMP image is expected"
+KINDS = "a JPEG, PNG, WebP, BMP or TIFF image is expected"
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -24,7 +27,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(131, 77), (64, 333), (1, 1), (700, 500), (96, 96), (40, 1000)])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 def test_the_answer_has_the_images_own_size_and_labels(client, size, kind):
     answer = client.segment(encode(Image.fromarray(quadrants(*size)), kind))
     assert answer.mask.shape == answer.confidence.shape == size
@@ -63,6 +66,9 @@ def test_exif_orientation_turns_the_image_and_its_mask_upright(client, orientati
     answer = client.segment(encode(stored, "JPEG", quality=95, exif=exif))
     assert answer.mask.shape == ((200, 120) if orientation >= 5 else (120, 200))
     assert quadrant_labels(answer.mask) == labels
+    tiff = client.segment(encode(stored, "TIFF", exif=exif))
+    assert tiff.mask.shape == answer.mask.shape
+    assert quadrant_labels(tiff.mask) == labels
 
 
 def test_greyscale_cmyk_rgba_palette_and_16_bit_images_are_read_as_rgb(client):
@@ -114,6 +120,24 @@ def test_concurrent_images_of_mixed_sizes_are_each_answered_rightly(client):
     assert all(answers[i] == [0, 1, 2, 3] for i in range(24))
 
 
+def test_images_of_one_shape_run_as_one_batch_and_a_bad_one_among_them_fails_alone(tmp_path):
+    repository = write_toy_repository(tmp_path / "repository")
+    slow_down(repository, 0.3)
+    images = [quadrants(60 + 20 * i, 90 + 30 * i) for i in range(8)]  # all of them 2:3
+    images[5] = b"no image"
+    with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as server, Client(server.grpc_url) as client:
+
+        def num_runs() -> int:
+            with urllib.request.urlopen(f"{server.http_url}/v2/models/toco/stats") as reply:
+                return int(json.load(reply)["model_stats"][0]["execution_count"])
+
+        before = num_runs()
+        outcomes = list(client.segment_many(images, in_flight=8))
+        assert num_runs() - before < 7, "each of the seven good images had a run of its own"
+    assert str(outcomes.pop(5).error) == f"the data is 8 bytes of text; {KINDS}"
+    assert all(quadrant_labels(outcome.segmentation.mask) == [0, 1, 2, 3] for outcome in outcomes)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -133,7 +157,7 @@ def test_data_that_is_no_image_is_refused_and_the_next_request_works(client, dat
     assert client.segment(quadrants(32, 32)).mask.shape == (32, 32)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 def test_a_truncated_image_is_refused_and_the_next_request_works(client, kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encode(Image.fromarray(noise), kind)

@@ -10,7 +10,7 @@ import pytest
 from toy_model import CLASSES, COLOURS
 
 from toco.errors import DataError, ImageSizeError, ServeError
-from toco_serve import Client
+from toco_serve.failures import DeadlineError
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -108,9 +108,7 @@ def test_an_array_that_is_no_batch_of_images_is_refused_before_it_is_sent(client
     assert str(caught.value) == "the array is float32 [1, 32, 32]; expected RGB, uint8 [B, H, W, 3]"
 
 
-def test_an_answer_that_takes_too_long_is_a_clear_error(server):
-    with Client(server.grpc_url) as hasty:
-        hasty.timeout_s = 1e-4
-        with pytest.raises(ServeError) as caught:
-            hasty.segment_tensor(np.zeros((8, 512, 512, 3), np.uint8))
+def test_an_answer_that_takes_too_long_is_a_clear_error(server, client):
+    with pytest.raises(DeadlineError) as caught:
+        client.segment_tensor(np.zeros((8, 512, 512, 3), np.uint8), timeout_s=1e-4)
     assert str(caught.value) == (f"{server.grpc_url} did not answer within 0.0001 s; allow more time or ask for less")

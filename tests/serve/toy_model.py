@@ -27,12 +27,15 @@ COLOURS = (BLACK, RED, GREEN, WHITE)  # of labels 0 to 3
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def write_toy_onnx(path: Path) -> None:
-    """Write the network: uint8 ``[B, H, W, 3]`` to ``mask`` and ``confidence``, uint8 ``[B, H, W]``."""
+def write_toy_onnx(path: Path, order: tuple[int, ...] = (0, 1, 2, 3)) -> None:
+    """Write the network: uint8 ``[B, H, W, 3]`` to ``mask`` and ``confidence``, uint8 ``[B, H, W]``.
+
+    Label k means what label ``order[k]`` means above.
+    """
     weights = np.array([[0, 2, -1, 1], [0, -1, 2, 1], [0, -1, -1, 1]], np.float32)
     constants = {
-        "weights": weights,
-        "bias": np.array([20, 0, 0, -450], np.float32),
+        "weights": weights[:, order],
+        "bias": np.array([20, 0, 0, -450], np.float32)[list(order)],
         "temperature": np.float32(64),
         "scale": np.float32(255),
         "last_axis": np.array([-1], np.int64),
@@ -91,14 +94,21 @@ def artefact(path: Path) -> Artefact:
     )
 
 
-def write_toy_repository(folder: Path, **changes: object) -> Path:
+def write_toy_repository(folder: Path, *, order: tuple[int, ...] = (0, 1, 2, 3), **changes: object) -> Path:
     """Write a model repository around the toy network and return its path; ``changes`` are the manifest's."""
     with atomic_folder(folder) as temporary:
         onnx_file = artefact_folder(temporary) / "model.onnx"
         onnx_file.parent.mkdir(parents=True)
-        write_toy_onnx(onnx_file)
+        write_toy_onnx(onnx_file, order)
         complete_repository(temporary, toy_manifest(onnx_file, **changes))
     return folder
+
+
+def slow_down(repository: Path, seconds: float) -> None:
+    """Let each run of the network of a repository take longer."""
+    code = repository / "toco/1/model.py"
+    slow = f"        __import__('time').sleep({seconds})\n        batch = images[0]"
+    code.write_text(code.read_text().replace("        batch = images[0]", slow))
 
 
 def quadrants(height: int, width: int) -> UInt8Array:

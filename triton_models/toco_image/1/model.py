@@ -1,5 +1,6 @@
 """Triton model ``toco_image``: an encoded image of any size in, label map and confidence at that size out.
 
+Both come as pixels, as PNG (outputs ``mask_png`` and ``confidence_png``), or whichever the request names.
 Decodes, resizes to one of a few fixed sizes (so that images of different sizes batch together), asks the model
 ``toco``, and resizes the answer back. Bytes and pixels are bounded before anything is decoded. Imports nothing of the
 toco packages: it runs inside NVIDIA's container with numpy and pillow alone.
@@ -18,9 +19,9 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-TAKEN = "a JPEG, PNG, WebP or BMP image is expected"
-OTHER_KINDS = {b"GIF8": "a GIF", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"%PDF": "a PDF", b"PK\3\4": "a ZIP archive"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+TAKEN = "a JPEG, PNG, WebP, BMP or TIFF image is expected"
+OTHER_KINDS = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"PK\3\4": "a ZIP archive"}
 
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
@@ -32,6 +33,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+RESAMPLING = {"mask": Image.Resampling.NEAREST, "confidence": Image.Resampling.BILINEAR}  # labels do not blend
+
+THROUGH = {"La": "LA", "P": "RGBA"}  # from La Pillow knows no other way, and from P it would warn of transparency
 
 Image.MAX_IMAGE_PIXELS = None  # the limit below is lower, and its message says what to do
 
@@ -76,12 +81,7 @@ class TritonPythonModel:
         ).async_exec()
         if reply.has_error():
             return pb_utils.InferenceResponse(error=reply.error())
-        return pb_utils.InferenceResponse(
-            [
-                resized(reply, "mask", size, Image.Resampling.NEAREST),  # labels do not blend
-                resized(reply, "confidence", size, Image.Resampling.BILINEAR),
-            ]
-        )
+        return pb_utils.InferenceResponse([output(reply, name, size) for name in request.requested_output_names()])
 
 
 def decode(
@@ -113,6 +113,8 @@ def decode(
 
 def upright_at_bucket(image: Image.Image, buckets: list[tuple[int, int]]) -> tuple[UInt8Array, tuple[int, int]]:
     """Decode an opened image; see ``decode``."""
+    if image.format == "TIFF":  # turns by itself when it is loaded, and takes the mark away
+        image.load()
     turn = UPRIGHT.get(orientation(image))
     turned = turn in {UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]}
     size = image.size[::-1] if turned else image.size
@@ -139,16 +141,32 @@ def nearest_bucket(size: tuple[int, int], buckets: list[tuple[int, int]]) -> tup
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB; alpha is dropped, as in training, and 16-bit values keep their high byte."""
+    """Convert any mode to RGB, as in training: alpha is dropped, and 16-bit levels keep their high byte.
+
+    Raises:
+        RefusedImageError: Its levels have no known range.
+    """
+    if image.mode == "F":
+        raise RefusedImageError("the image's levels are floating-point numbers; send whole ones of 8 or 16 bits")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        levels = np.asarray(image)
+        low, high = int(levels.min()), int(levels.max())
+        if low < 0 or high > 0xFFFF:
+            raise RefusedImageError(f"the image's levels go from {low} to {high}; send levels of 8 or 16 bits")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    return image.convert(THROUGH.get(image.mode, "RGB")).convert("RGB")
 
 
-def resized(reply: Any, name: str, size: tuple[int, int], resampling: Image.Resampling) -> Any:
-    """Return one output of ``toco``, uint8 ``[1, h, w]``, as uint8 ``[H, W]`` at ``(width, height)``."""
-    small = pb_utils.get_output_tensor_by_name(reply, name).as_numpy()[0]
-    return pb_utils.Tensor(name, np.asarray(Image.fromarray(small).resize(size, resampling)))
+def output(reply: Any, name: str, size: tuple[int, int]) -> Any:
+    """Return an output at ``(width, height)``: ``mask`` or ``confidence``, uint8 ``[H, W]``, or either as ``_png``."""
+    kind, _, png = name.partition("_")
+    small = pb_utils.get_output_tensor_by_name(reply, kind).as_numpy()[0]  # uint8 [1, h, w]
+    picture = Image.fromarray(small).resize(size, RESAMPLING[kind])
+    if not png:
+        return pb_utils.Tensor(name, np.asarray(picture))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=1)
+    return pb_utils.Tensor(name, np.array([buffer.getvalue()], dtype=np.object_))
 
 
 def kind_of(data: bytes) -> str:

@@ -1,0 +1,89 @@
+"""What can go wrong between a client and the server, in one sentence each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toco.errors import DataError, ImageSizeError, ServeError, TocoError
+
+# Errors that the models name at the start of their sentence.
+_NAMED_ERRORS: dict[str, type[TocoError]] = {"ImageSizeError": ImageSizeError, "DataError": DataError}
+
+_CLOSED = ("socket closed", "connection reset", "broken pipe", "goaway")
+_STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
+_NO_CONNECTION = ("connect", "dns", "name resolution")
+
+
+class TransientError(ServeError):
+    """A failure that may be gone when the same is asked again."""
+
+
+class UnreachableError(TransientError):
+    """No server answers at the address, or the connection broke."""
+
+
+class BusyError(TransientError):
+    """The server has more to do than it takes on."""
+
+
+class StoppingError(TransientError):
+    """The server answers what it has in hand and takes on nothing more; another may be taking its place."""
+
+
+class BackendLostError(TransientError):
+    """The process that ran the model ended. Triton 24.06 and later does not start another; ``EmbeddedTriton`` does."""
+
+
+class DeadlineError(ServeError):
+    """No answer came in the time that was given."""
+
+
+def understood(error: Any, url: str, timeout_s: float) -> TocoError:
+    """Say what an ``InferenceServerException`` of tritonclient means.
+
+    Args:
+        error: The exception.
+        url: The server that was asked.
+        timeout_s: The time that the call was given.
+
+    Returns:
+        A ``TransientError`` where asking again may help, else the error that the model names, or a ``ServeError``.
+    """
+    status = str(error.status()).removeprefix("StatusCode.")
+    message = " ".join(str(error.message()).split()).removeprefix("[request id: <id_unknown>] ")
+    if status == "DEADLINE_EXCEEDED" or "Request timeout expired" in message:
+        return DeadlineError(f"{url} did not answer within {timeout_s:g} s; allow more time or ask for less")
+    if any(sign in message for sign in _STOPPING):
+        return StoppingError(f"{url} is about to stop and takes on nothing more; ask again when it is back")
+    if status == "UNAVAILABLE":
+        return _unavailable(message, url)
+    if status == "INTERNAL" and "Stub process" in message:
+        return BackendLostError(f"the process that runs the model at {url} ended; restart the server if that lasts")
+    name, _, sentence = message.partition(": ")
+    if name in _NAMED_ERRORS:
+        return _NAMED_ERRORS[name](sentence)
+    return ServeError(f"{url} answered with an error ({status.lower()}): {message}")
+
+
+def no_server(url: str) -> UnreachableError:
+    """Say that nobody answers, and what to do."""
+    return UnreachableError(
+        f"no server answers at {url}: start one with toco-serve, or give the address of one that runs"
+    )
+
+
+def _unavailable(message: str, url: str) -> TocoError:
+    """Tell mistrust, a lost connection and a busy server apart: gRPC has one status for all."""
+    lowered = message.lower()
+    if "handshake" in lowered:
+        return ServeError(
+            f"no encrypted connection to {url} ({message.rpartition('last error: ')[2]}); give the root certificate "
+            "that signed the server's, or do without TLS where the server does"
+        )
+    if any(sign in lowered for sign in _CLOSED):
+        return UnreachableError(
+            f"{url} closed the connection: it stopped, or it expects TLS or another certificate of this client"
+        )
+    if any(sign in lowered for sign in _NO_CONNECTION):
+        return no_server(url)
+    return BusyError(f"{url} is busy ({message}); ask again later, or send less at once")
