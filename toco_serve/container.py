@@ -8,12 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from toco.errors import ServeError
-from toco.manifest import Manifest
+from toco.manifest import Manifest, triton_image
 from toco_serve.ports import LOOPBACK, Ports
 from toco_serve.triton_options import EXIT_TIMEOUT_S, arguments, hardened
 
-NVIDIA_IMAGE = "nvcr.io/nvidia/tritonserver:26.06-py3"
-IMAGE = "toco-triton:26.06-py3"
+RELEASE = "26.06"  # of Triton, where no engine asks for another
 TRITON_USER = 1000  # "triton-server" in NVIDIA's image
 
 MODELS, TLS = "/models", "/tls"
@@ -32,8 +31,9 @@ def commands(repository: Path, manifest: Manifest, ports: Ports, *, tls: Path | 
         gpu: Whether the container gets the host's GPUs.
 
     Raises:
-        ServeError: The folder lacks a file.
+        ServeError: The folder lacks a file, or the image would not load the repository's engine.
     """
+    release = _release(manifest)
     run = [
         f"docker run --rm --name toco{' --gpus all' if gpu else ''}",
         f"--user {_user()} --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges",
@@ -41,10 +41,10 @@ def commands(repository: Path, manifest: Manifest, ports: Ports, *, tls: Path | 
         _published(ports, encrypted=tls is not None),
         _mounted(repository, MODELS),
         *(_mounted(tls / name, f"{TLS}/{name}") for name in CERTIFICATES if tls and (tls / name).is_file()),
-        f"{IMAGE} tritonserver",
+        f"{_image(release)} tritonserver",
         *map(shlex.quote, container_arguments(tls)),
     ]
-    return _build(manifest, gpu=gpu) + "\n" + " \\\n  ".join(run)
+    return _build(manifest, release, gpu=gpu) + "\n" + " \\\n  ".join(run)
 
 
 def container_arguments(tls: Path | None) -> list[str]:
@@ -67,15 +67,34 @@ def container_arguments(tls: Path | None) -> list[str]:
     return arguments(options)
 
 
-def _build(manifest: Manifest, *, gpu: bool) -> str:
+def _release(manifest: Manifest) -> str:
+    """Return which release of Triton serves a repository: an engine loads only in the TensorRT that built it.
+
+    Raises:
+        ServeError: It was built by another TensorRT than an image's own.
+    """
+    if manifest.backend == "tensorrt" and manifest.container is None:
+        built = manifest.versions.get("tensorrt", "of an unknown version")
+        raise ServeError(
+            f"the engine was built by TensorRT {built} outside of NVIDIA's image, which loads only what its own "
+            f"TensorRT built; export again with --in-container {RELEASE}"
+        )
+    return manifest.container or RELEASE
+
+
+def _image(release: str) -> str:
+    return f"toco-triton:{release}-py3"
+
+
+def _build(manifest: Manifest, release: str, *, gpu: bool) -> str:
     """Add to NVIDIA's image the two packages that the models import and it has not."""
     runtime = manifest.versions.get("onnxruntime")
     packages = [
         ("onnxruntime-gpu" if gpu else "onnxruntime") + (f"=={runtime}" if runtime else ""),
         f"pillow=={version('pillow')}",
     ]
-    steps = [f"FROM {NVIDIA_IMAGE}", f"RUN pip install --no-cache-dir {' '.join(packages)}"]
-    return "\n".join([f"docker build --tag {IMAGE} - <<'END'", *steps, "END"])
+    steps = [f"FROM {triton_image(release)}", f"RUN pip install --no-cache-dir {' '.join(packages)}"]
+    return "\n".join([f"docker build --tag {_image(release)} - <<'END'", *steps, "END"])
 
 
 def _published(ports: Ports, *, encrypted: bool) -> str:

@@ -153,12 +153,20 @@ class EmbeddedTriton:
 
 
 def checked_manifest(repository: Path) -> Manifest:
-    """Read the manifest and compare every artefact with its checksum there.
+    """Read the manifest and check that this Triton can serve what it describes, and that this is what is there.
 
     Raises:
-        ServeError: There is no manifest, or an artefact is missing or another file.
+        ServeError: There is no manifest, it is for another of Triton's backends, or an artefact is missing or another
+            file.
     """
     manifest = read_manifest(repository)
+    if manifest.backend != "python":
+        built = manifest.versions.get("tensorrt") if manifest.backend == "tensorrt" else None
+        raise ServeError(
+            f"{repository} is for Triton's backend {manifest.backend}{f' with TensorRT {built}' if built else ''}, "
+            "which the Triton of this machine does not have; serve it from NVIDIA's container (toco-serve --docker), "
+            "or export with --backend python"
+        )
     for artefact in manifest.artefacts:
         path = repository / "toco" / "1" / artefact.file
         if not path.is_file():

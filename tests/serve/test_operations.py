@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from certificates import write_certificates
 from toy_model import quadrant_labels, quadrants, write_toy_repository
 
+from toco.manifest import read_manifest, write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports, Tls, container
 from toco_serve import triton_process as process
 from toco_serve.serve_cli import main as serve
@@ -118,6 +120,31 @@ def test_the_container_gets_no_more_rights_and_doors_than_it_needs(repository, c
     assert "--model-control-mode=none" in run
     assert "--disable-auto-complete-config" in run
     assert "--gpus" not in printed(capsys, str(repository), "--docker", "cpu")[1]
+
+
+def for_tensorrt(repository: Path, tmp_path: Path, container: str | None) -> str:
+    """Return a copy of a repository whose manifest says that an engine of TensorRT is served."""
+    copied = shutil.copytree(repository, tmp_path / "engines")
+    manifest = read_manifest(copied)
+    update = {"backend": "tensorrt", "container": container, "versions": manifest.versions | {"tensorrt": "11.1.0"}}
+    write_manifest(copied, manifest.model_copy(update=update))
+    return str(copied)
+
+
+def test_an_engine_is_served_from_the_image_that_built_it_and_no_other(repository, tmp_path, capsys):
+    build, run = printed(capsys, for_tensorrt(repository, tmp_path, "26.07"), "--docker")
+    assert build.startswith("docker build --tag toco-triton:26.07-py3")
+    assert "FROM nvcr.io/nvidia/tritonserver:26.07-py3" in build
+    assert "toco-triton:26.07-py3" in run
+
+
+def test_an_engine_of_another_tensorrt_is_refused_before_anything_is_loaded(repository, tmp_path, capsys):
+    folder = for_tensorrt(repository, tmp_path, None)
+    assert serve([folder, "--docker"]) == 2
+    assert "the engine was built by TensorRT 11.1.0 outside of NVIDIA's image" in capsys.readouterr().err
+    assert serve([folder]) == 2
+    error = capsys.readouterr().err
+    assert "is for Triton's backend tensorrt with TensorRT 11.1.0, which the Triton of this machine does not" in error
 
 
 def test_with_certificates_grpc_alone_is_open_to_other_machines(repository, tmp_path, capsys):
