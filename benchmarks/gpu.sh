@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Every check and measurement that needs a GPU, on one machine with PyTorch and no network, in under eight minutes:
+# Every check and measurement that needs a GPU, on one machine with PyTorch and no network, in under nine minutes:
 #
 #     benchmarks/gpu.sh [FOLDER]     reports go there as gpu-WHAT-DATE.md and .json (default benchmarks/results)
 #
-# The limits add up to 455 s. A part that fails or runs out of time does not stop the others; the exit status tells.
+# The limits add up to 515 s, of which serving, which needs the wheel nvidia-pytriton, takes 60. A part that fails or runs out of time does not stop the others; the exit status tells.
 set -uo pipefail
 out=$(realpath -m "${1:-$(dirname "$0")/results}")
 cd "$(dirname "$0")/.." || exit 1
@@ -34,4 +34,8 @@ part inference 120 "$python" -m benchmarks.inference --device cuda --backbone "$
     tensorrt-fp16 tensorrt-rtx-fp16 --report "$out/gpu-inference-$date"
 part inference-onnx 50 "$python" -m benchmarks.inference --device cuda --backbone "$vit" --sizes 448 --batches 1 \
     --backends eager-fp32 ort-fp32 --seconds 2 --report "$out/gpu-inference-onnx-$date"
+if "$python" -c "import pytriton" 2>/dev/null; then
+    part serving 60 "$python" -m benchmarks.serving --backbone "$vit" --repeats 20 --clients 1 8 32 --seconds 3 \
+        --report "$out/gpu-serving-$date"
+fi
 exit "$status"

@@ -54,7 +54,7 @@ ROWS = {
     "ptc": Row("+ PTC", ("ctc", "seg", "reg")),
     "ctc": Row("+ CTC", ("seg", "reg")),
     "seg": Row("+ segmentation, labels by PAR", ("reg",)),
-    "full": Row("+ dense energy: full", ()),
+    "full": Row("full (+ dense energy)", ()),
     "no-ptc": Row("full without PTC", ("ptc",)),
     "no-ctc": Row("full without CTC", ("ctc",)),
     "no-contrast": Row("full without PTC and CTC", ("ptc", "ctc")),

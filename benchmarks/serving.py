@@ -12,6 +12,7 @@ import argparse
 import io
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -74,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         repository = Path(folder) / "repository"
         size = make_repository(arguments.backbone, repository)
+        began = time.perf_counter()
         with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as triton:
+            ready_s = time.perf_counter() - began
             clients = [stack.enter_context(Client(triton.grpc_url)) for _ in range(max(arguments.clients))]
             bench = Bench(artefact_folder(repository) / "model.onnx", size, clients)
             result = {
                 "provenance": found,
                 "setting": {"backbone": arguments.backbone, "size": size, "repeats": arguments.repeats,
                             "seconds": arguments.seconds, "threads": torch.get_num_threads(), "batch": Bench.BATCH},
+                "ready_s": ready_s,
                 "one_at_a_time": bench.one_at_a_time(arguments.repeats),
                 **bench.loads(arguments.clients, arguments.seconds),
                 "gemm_flops_per_second": gemm_peak(CPU, "fp32"),
@@ -201,7 +205,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         provenance_text(result["provenance"]),
         "## One at a time",
         markdown_table(("call", "p50, ms", "p90, ms", "p99, ms", "ratio"), single),
-        f"gRPC adds {alone['added_ms']:.2f} ms (median over rounds).",
+        f"gRPC adds {alone['added_ms']:.2f} ms (median over rounds). The server was ready, its model warm, after "
+        f"{result['ready_s']:.1f} s.",
         "## Closed loop, tensors by gRPC",
         markdown_table(("clients", *headings), _rows(result["closed_loop"])),
         f"In this process, in batches of {setting['batch']}: {result['batched_images_per_second']:.2f} images/s; "

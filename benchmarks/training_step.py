@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from benchmarks.measuring import (
     interleaved,
     markdown_table,
     one_line,
+    peak_memory,
     provenance,
     provenance_text,
     save_report,
@@ -198,7 +198,7 @@ def _steps_alone(name: str, config_json: str) -> int:
     run = TrainingRun(VARIANTS[name], config, ToCo(config.model), noise_batch(config, cpu))
     for _ in range(WARMUP_STEPS):
         run.step()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_memory()
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def test_the_table_holds_mean_and_spread_and_no_score_of_a_decoder_that_nothing_
     text = report(outcomes, ORIGIN, "x.png")
     assert "scored on 7 validation images" in text
     assert "| plain CAM | cls, aux_cls | 50.0 ± 14.1 | 50.0 ± 14.1 | - | 0.600 ± 0.141 |" in text
-    assert ("| + dense energy: full | cls, aux_cls, ptc, ctc, seg, reg | 70.0 ± 0.0 | 70.0 ± 0.0 | 70.0 ± 0.0 "
+    assert ("| full (+ dense energy) | cls, aux_cls, ptc, ctc, seg, reg | 70.0 ± 0.0 | 70.0 ± 0.0 | 70.0 ± 0.0 "
             "| 0.250 ± 0.000 |") in text  # fmt: skip
     assert "| plain CAM | 1 | 60.0 | 60.0 | - | 0.700 |" in text
     assert "(x.png)" in text

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import training_step
+from benchmarks.measuring import peak_memory
 from benchmarks.step_parts import TrainingRun, Variant, noise_batch, phase_flops
 from tests.train.small_runs import give_a_small_projection
 from toco_train.backbone import ViTSpec
@@ -67,3 +71,10 @@ def test_the_report_holds_every_variant_and_phase() -> None:
     text = training_step.as_markdown(result | {"provenance": training_step.provenance(CPU, "benchmarks.x", [])})
     for word in ("| plain-fp32 |", "| ours-fp32 |", "phase of ours-fp32", "PAR and label", "images a second"):
         assert word in text
+
+
+def test_a_child_does_not_count_what_its_parent_held() -> None:
+    held = np.ones(2**27)  # 1 GiB
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        alone = pool.apply(peak_memory)
+    assert held.nbytes / 2 < peak_memory() - alone
