@@ -39,7 +39,7 @@ def network(repository: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(repository / "toco/1/model.onnx", providers=["CPUExecutionProvider"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served() -> Iterator[ModuleType]:
     """The code of the model ``toco_image``, with a stand-in for what Triton gives it."""
     name = "triton_python_backend_utils"
