@@ -7,7 +7,7 @@ from types import ModuleType
 import onnxruntime
 import pytest
 from PIL import Image
-from toy_model import write_toy_repository
+from toy_model import slow_down, write_toy_repository
 
 from toco_serve import Client, EmbeddedTriton, Ports
 
@@ -18,6 +18,24 @@ IMAGE_MODEL = Path(__file__).parents[2] / "triton_models" / "toco_image" / "1" /
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with the toy network; read only."""
     return write_toy_repository(tmp_path_factory.mktemp("serve") / "repository")
+
+
+@pytest.fixture
+def own_repository(tmp_path: Path) -> Path:
+    """A model repository that a test may break."""
+    return write_toy_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def slow_repository(tmp_path: Path) -> Path:
+    """A repository whose model takes half a second, and whose queue of encoded images holds one."""
+    repository = write_toy_repository(tmp_path / "repository")
+    slow_down(repository, 0.5)
+    config = repository / "toco_image/config.pbtxt"
+    config.write_text(
+        config.read_text().replace("max_queue_size: 64", "max_queue_size: 1").replace("count: 4", "count: 1")
+    )
+    return repository
 
 
 @pytest.fixture(scope="session")

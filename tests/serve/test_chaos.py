@@ -26,7 +26,7 @@ from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_embedded_triton import stubs_of
+from processes import stubs_of
 from toy_model import slow_down, write_toy_repository
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 

@@ -11,8 +11,8 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 from PIL import Image
+from processes import Footprint
 from pycocotools import mask as coco
-from test_embedded_triton import Footprint
 from toy_model import CLASSES, quadrant_labels, quadrants
 
 from toco.errors import DataError
