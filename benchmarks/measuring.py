@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shlex
 import sys
 import time
@@ -150,17 +149,6 @@ def provenance(device: torch.device, module: str, argv: Sequence[str] | None) ->
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         "command": shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]),
     }  # fmt: skip
-
-
-def peak_memory() -> int:
-    """Return the most bytes that this process has held, its libraries included.
-
-    Linux's own figure, where there is one: that of ``getrusage`` begins with the parent's, which a child has at birth.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
-    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return 1024 * (kibibytes[0] if kibibytes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def cpu_name() -> str:

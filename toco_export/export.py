@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 from toco.manifest import Artefact, Backend, Precision
+from toco.memory import peak_memory
 from toco_export.calibration import calibrate
 from toco_export.config import Engine, ExportConfig
 from toco_export.container import build_in_container
@@ -166,7 +166,7 @@ class Export:
             notes={name: [*notes, *filter(None, [self._fused.get(name)])] for name, notes in self._notes.items()},
             required={candidate.name: candidate.min_agreement for candidate in self._candidates},
             seconds=self._stages.seconds,
-            peak_bytes=_peak_bytes(),
+            peak_bytes=peak_memory(),
         )
 
     def _path(self, precision: Precision) -> Path:
@@ -202,13 +202,3 @@ class Export:
 def _sizes(source: Source) -> list[tuple[int, int]]:
     profile = source.profile
     return verification_sizes(profile.min, profile.opt, profile.max, source.model.patch_size)
-
-
-def _peak_bytes() -> int | None:
-    """Return the most memory that this process has used, where the system tells."""
-    if sys.platform == "win32":
-        return None
-    import resource  # noqa: PLC0415
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

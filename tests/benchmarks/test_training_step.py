@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks import training_step
-from benchmarks.measuring import peak_memory
 from benchmarks.step_parts import TrainingRun, Variant, noise_batch, phase_flops
 from tests.train.small_runs import give_a_small_projection
+from toco.memory import peak_memory
 from toco_train.backbone import ViTSpec
 from toco_train.config import TrainConfig
 from toco_train.model import ToCo
