@@ -22,6 +22,7 @@ import matplotlib as mpl
 import numpy as np
 import onnxruntime
 import torch
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from benchmarks.backends import CPU, noise
@@ -238,11 +239,15 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     )
     left.axhline(result["batched_images_per_second"], color="#555555", linestyle="--",
                  label=f"in process, batches of {result['setting']['batch']}")  # fmt: skip
-    left.set(xlabel="clients", ylabel="images a second", ylim=(0, None))
+    highest = max(result["batched_images_per_second"], *(load["images_per_second"] for load in loads.values()))
+    left.set(xlabel="clients", ylabel="images a second", ylim=(0, 1.1 * highest))
     for percent, colour, marker in ((50, "#0072b2", "o"), (90, "#e69f00", "s"), (99, "#d55e00", "^")):
         right.plot(numbers, [load[f"p{percent}_ms"] for load in loads.values()], marker=marker, color=colour,
                    label=f"p{percent}")  # fmt: skip
     right.set(xlabel="clients", ylabel="latency, ms", yscale="log")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter("{x:,.0f}")
+    right.yaxis.set_minor_locator(NullLocator())
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(numbers, [str(number) for number in numbers])
