@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import combinations_with_replacement
 from typing import Any, ParamSpec
 
 import torch
@@ -25,8 +26,9 @@ from toco_train.distributed import global_sum, world_size
 
 IGNORE_INDEX = 255
 _EPSILON = 1e-4
-_LEAST_EXPONENT = -60.0  # exp(-60) is 1e-26: below it a CPU falls to denormal numbers, ten times slower
-_TILE_ON_CPU, _TILE_ON_GPU = 512, 8192  # one fits a core's cache, the other makes few kernel launches
+_LEAST_EXPONENT = -87.0  # 2^-87 is 6e-27: below it a CPU falls to denormal numbers, ten times slower
+_LARGEST_TILE = {"cpu": 784, "cuda": 8192}  # one fits a core's cache, the other makes few kernel launches
+_REACH = 6.0  # standard deviations: a weight beyond is below 1.6e-8, a quarter of a rounding step beside a pixel's own 1
 
 P = ParamSpec("P")
 
@@ -149,7 +151,9 @@ def dense_energy_loss(
 
     Cost: the kernel is symmetric, so half of it is made, tile by tile: about ``n^2 (C + 5)`` multiply-adds and
     ``n^2 / 2`` exponentials an image; memory is ``4 * tile^2`` bytes. At 448 x 448, 21 labels: n = 50,176, 63 G
-    multiply-adds, 1 MB on a CPU (where a tile stays in the cache) and 268 MB on a GPU.
+    multiply-adds, 2.5 MB on a CPU (where a tile stays in the cache) and 268 MB on a GPU. On a CPU the pixels are first
+    put in order, and tiles whose pixels are all too far apart to weigh anything in float32 are left out: 0.3 to 0.5 of
+    them in photographs, drawings and noise.
 
     Args:
         images: RGB in [0, 255], float ``[B, 3, H, W]``.
@@ -159,7 +163,7 @@ def dense_energy_loss(
         sigma_rgb: Kernel width in colour, in grey levels.
         sigma_xy: Kernel width in position, in pixels at full size.
         scale: Size at which the energy is taken.
-        tile: Side of the square of W that is in memory at a time; None takes what suits the device.
+        tile: Largest side of the square of W that is in memory at a time; None takes what suits the device.
 
     Returns:
         Scalar, at most 0, mean over images (a sum over pixels: weigh it by something like 1e-7).
@@ -175,7 +179,7 @@ def dense_energy_loss(
     unlabelled = F.interpolate(labels[:, None].float(), size=size, mode="nearest") == IGNORE_INDEX
     gate = torch.where(unlabelled, 1.0, inside - small.detach().amax(dim=1, keepdim=True)).clamp(min=0)
     features = _kernel_features(small_images, sigma_rgb=sigma_rgb, sigma_xy=sigma_xy * scale)
-    tile = tile or (_TILE_ON_CPU if images.device.type == "cpu" else _TILE_ON_GPU)
+    tile = tile or _LARGEST_TILE.get(images.device.type, _LARGEST_TILE["cuda"])
     energy: Tensor = _DenseEnergy.apply(small * inside, features, gate, tile)
     return energy
 
@@ -195,11 +199,9 @@ class _DenseEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, probabilities: Tensor, features: Tensor, gate: Tensor, tile: int) -> Tensor:
-        flat = probabilities.flatten(2).transpose(1, 2).contiguous()
-        filtered = torch.zeros_like(flat)
-        for values, points, total in zip(flat, features, filtered, strict=True):
-            _add_filtered(total, values, points, tile)
-        gated = filtered.transpose(1, 2).reshape_as(probabilities) * gate
+        flat = probabilities.flatten(2)
+        filtered = torch.stack([_filtered(*image, tile) for image in zip(flat, features, strict=True)])
+        gated = filtered.view_as(probabilities) * gate
         ctx.save_for_backward(gated)
         return -(probabilities * gated).sum() / len(probabilities)
 
@@ -209,16 +211,47 @@ class _DenseEnergy(torch.autograd.Function):
         return -2 * grads[0] * gated / len(gated), None, None, None
 
 
-def _add_filtered(total: Tensor, values: Tensor, points: Tensor, tile: int) -> None:
-    """Add ``W values`` to ``total``, both ``[n, K]``; W is the Gaussian of the points ``[n, 5]``, half of it made."""
+def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
+    """Return ``values W``, both ``[K, n]``; W is the Gaussian of the points ``[n, 5]``, half of it made."""
+    number = len(points)
+    halvings = max(0, math.ceil(math.log2(number / largest_tile)))
+    padding = -number % 2**halvings  # points without a value
+    values, points = F.pad(values, (0, padding)), F.pad(points, (0, 0, 0, padding))
+    tiles = _in_tiles(points, halvings)
+    order, tile = tiles.flatten(), tiles.shape[1]
+    values, points = values[:, order], points[order] * math.sqrt(math.log2(math.e))  # exp2 is faster than exp
     half_norm, one = points.square().sum(dim=1, keepdim=True) / 2, points.new_ones(len(points), 1)
-    # exp(p_i . p_j - |p_i|^2 / 2 - |p_j|^2 / 2) as one product of augmented points
+    # 2 ** (p_i . p_j - |p_i|^2 / 2 - |p_j|^2 / 2) as one product of augmented points
     left, right = torch.cat([points, -half_norm, one], dim=1), torch.cat([points, one, -half_norm], dim=1).T
-    for top in range(0, len(points), tile):
-        rows = slice(top, top + tile)
-        for first in range(top, len(points), tile):
-            columns = slice(first, first + tile)
-            kernel = (left[rows] @ right[:, columns]).clamp_(min=_LEAST_EXPONENT).exp_()
-            total[rows].addmm_(kernel, values[columns])
-            if first > top:
-                total[columns].addmm_(kernel.T, values[rows])
+    pairs: Iterable[tuple[int, int]] = combinations_with_replacement(range(len(tiles)), 2)
+    if halvings and points.device.type == "cpu":  # on a GPU the host would wait for the distances
+        pairs = _near_tiles(points.unflatten(0, tiles.shape), reach=_REACH * math.sqrt(math.log2(math.e)))
+    total = torch.zeros_like(values)
+    for first, second in pairs:
+        rows, columns = (slice(index * tile, (index + 1) * tile) for index in (first, second))
+        kernel = (left[rows] @ right[:, columns]).clamp_(min=_LEAST_EXPONENT).exp2_()
+        total[:, rows].addmm_(values[:, columns], kernel.T)
+        if second > first:
+            total[:, columns].addmm_(values[:, rows], kernel)
+    return torch.empty_like(total).index_copy_(1, order, total)[:, :number]
+
+
+def _in_tiles(points: Tensor, halvings: int) -> Tensor:
+    """Sort the points ``[n, 5]`` into tiles of near ones: their indices, int64 ``[2 ** halvings, n / 2 ** halvings]``.
+
+    A k-d tree: each part is halved at the median of its widest axis.
+    """
+    tiles = torch.arange(len(points), device=points.device)[None]
+    for _ in range(halvings):
+        inside = points[tiles]
+        widest = (inside.amax(dim=1) - inside.amin(dim=1)).argmax(dim=1)
+        along = inside.gather(2, widest[:, None, None].expand(-1, tiles.shape[1], 1)).squeeze(2)
+        tiles = tiles.gather(1, along.argsort(dim=1)).view(2 * len(tiles), -1)
+    return tiles
+
+
+def _near_tiles(tiles: Tensor, reach: float) -> list[tuple[int, int]]:
+    """Return the pairs ``first <= second`` of the tiles ``[T, n, 5]`` whose boxes come nearer than ``reach``."""
+    low, high = tiles.amin(dim=1), tiles.amax(dim=1)
+    gap = torch.maximum(low[:, None] - high, low - high[:, None]).clamp(min=0)
+    return [(first, second) for first, second in (gap.norm(dim=2) < reach).triu().nonzero().tolist()]

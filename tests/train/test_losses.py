@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from toco_train.losses import (
+    _near_tiles,
     balanced_segmentation_loss,
     class_token_contrast,
     classification_loss,
@@ -161,6 +162,25 @@ def test_dense_energy_and_its_gradient_equal_the_definition_where_every_pixel_is
     (expected,) = torch.autograd.grad(definition, probabilities)
     assert ours.item() == pytest.approx(definition.item(), rel=1e-5)
     assert torch.allclose(gradient, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [16, 100, 1000])
+def test_dense_energy_leaves_out_only_tiles_that_weigh_nothing(tile):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (1, 3, 32, 30)).float()
+    probabilities = torch.randn(1, 4, 32, 30).softmax(1).requires_grad_()
+    labels, valid = torch.full((1, 32, 30), 255), torch.ones(1, 32, 30)
+    ours = dense_energy_loss(images, probabilities, labels, valid, sigma_rgb=15, sigma_xy=8, scale=1.0, tile=tile)
+    (gradient,) = torch.autograd.grad(ours, probabilities)
+    definition = brute_force_energy(images, probabilities, 15, 8)
+    (expected,) = torch.autograd.grad(definition, probabilities)
+    assert ours.item() == pytest.approx(definition.item(), rel=1e-6)
+    assert torch.allclose(gradient, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_dense_energy_looks_at_no_pair_of_tiles_that_are_far_apart():
+    near, far = torch.zeros(8, 5), torch.full((8, 5), 3.0)  # sqrt(5) * 3 = 6.7 standard deviations
+    assert _near_tiles(torch.stack([near, far, far + 1]), reach=6.0) == [(0, 0), (1, 1), (1, 2), (2, 2)]
 
 
 def test_dense_energy_leaves_confident_pixels_alone_and_counts_no_padding():
