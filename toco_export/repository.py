@@ -54,6 +54,8 @@ def complete_repository(folder: Path, manifest: Manifest) -> None:
         if config.backend == "python":
             code = resources.files("triton_models") / name / str(VERSION) / "model.py"
             (version / "model.py").write_bytes(code.read_bytes())
+    run_lengths = resources.files("toco") / "run_lengths.py"
+    (folder / IMAGE_MODEL / str(VERSION) / "run_lengths.py").write_bytes(run_lengths.read_bytes())
     write_manifest(folder, manifest)
 
 
@@ -121,7 +123,7 @@ def image_model_config(manifest: Manifest) -> triton.ModelConfig:
         max_batch_size=0,
         version_policy=_this_version(),
         input=[triton.ModelInput(name="image_bytes", data_type=triton.TYPE_STRING, dims=[1])],
-        output=[*_outputs([-1, -1]), *_png_outputs()],
+        output=[*_outputs([-1, -1]), *_encoded_outputs()],
         instance_group=[triton.ModelInstanceGroup(count=IMAGE_INSTANCES, kind=triton.ModelInstanceGroup.KIND_CPU)],
         dynamic_batching=_bounded_queue(),
         parameters=_parameters(parameters),
@@ -185,9 +187,9 @@ def _outputs(dims: list[int]) -> list[triton.ModelOutput]:
     return [triton.ModelOutput(name=name, data_type=triton.TYPE_UINT8, dims=dims) for name in ("mask", "confidence")]
 
 
-def _png_outputs() -> list[triton.ModelOutput]:
-    """The same as PNG files."""
-    names = ("mask_png", "confidence_png")
+def _encoded_outputs() -> list[triton.ModelOutput]:
+    """The same as PNG files, and the mask as run lengths."""
+    names = ("mask_png", "confidence_png", "mask_rle")
     return [triton.ModelOutput(name=name, data_type=triton.TYPE_STRING, dims=[1]) for name in names]
 
 

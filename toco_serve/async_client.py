@@ -11,6 +11,7 @@ from tritonclient.grpc import aio
 
 from toco.errors import ServeError, TocoError
 from toco.palette import UInt8Array
+from toco_serve.answers import AnswerFormat, check_answer_format
 from toco_serve.client import DEFAULT_OVERLAP, DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, check_in_flight
 from toco_serve.connection import DEFAULT_URL, Tls, channel_arguments
 from toco_serve.exchange import Conversation, opening
@@ -36,13 +37,14 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry = Retry(),
         tls: Tls | None = None,
-        compressed: bool = False,
+        answer_format: AnswerFormat = "raw",
         shared_memory: bool = False,
     ) -> None:
+        check_answer_format(answer_format)
         self.url = url
         self._timeout_s = timeout_s
         self._retry = retry
-        self._compressed = compressed
+        self._answer_format = answer_format
         self._regions = Regions() if shared_memory else None
         self._channel_arguments = channel_arguments(url, tls)
         self._triton: Any = None
@@ -56,7 +58,7 @@ class AsyncClient:
             await self.close()
             raise
         self._conversation = Conversation(
-            self.url, self._timeout_s, self._retry, self._compressed, self._regions, model
+            self.url, self._timeout_s, self._retry, self._answer_format, self._regions, model
         )
         return self
 

@@ -20,8 +20,9 @@ from tritonclient.utils import InferenceServerException
 
 from toco.errors import DataError, ServeError
 from toco.palette import UInt8Array
+from toco_serve.answers import OUTPUTS, AnswerFormat, decoded
 from toco_serve.failures import DeadlineError, StoppingError, TransientError, no_server, understood
-from toco_serve.images import ImageInput, encoded, png_levels, rgb_pixels
+from toco_serve.images import ImageInput, encoded, rgb_pixels
 from toco_serve.retry import Retry
 from toco_serve.segmentation import Segmentation
 from toco_serve.shared_memory import Regions
@@ -30,8 +31,6 @@ from toco_serve.tiling import padded, tiles
 
 CONNECT_TIMEOUT_S = 5.0
 STOPPING_PAUSE_S = 0.2
-OUTPUTS = ("mask", "confidence")
-PNG_OUTPUTS = ("mask_png", "confidence_png")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Conversation:
     url: str
     timeout_s: float
     retry: Retry
-    compressed: bool
+    answer_format: AnswerFormat
     regions: Regions | None
     model: ServedModel
 
@@ -92,11 +91,9 @@ class Conversation:
         with _naming(image):
             content = yield Work(lambda: encoded(image))
             tensor.set_data_from_numpy(np.array([content], dtype=np.object_))
-            mask, confidence = yield from self._infer(
-                "toco_image", tensor, timeout_s, PNG_OUTPUTS if self.compressed else OUTPUTS
-            )
-        if self.compressed:
-            mask, confidence = yield Work(lambda: (png_levels(mask[0]), png_levels(confidence[0])))
+            mask, confidence = yield from self._infer("toco_image", tensor, timeout_s, OUTPUTS[self.answer_format])
+        if self.answer_format != "raw":
+            mask, confidence = yield Work(lambda: decoded(self.answer_format, mask, confidence))
         return Segmentation(mask, confidence, self.model.classes)
 
     def segment_tiled(self, image: ImageInput, overlap: float, timeout_s: float | None) -> Exchange[Segmentation]:
@@ -123,7 +120,7 @@ class Conversation:
         tensor = grpc.InferInput("image", list(images.shape), "UINT8")
         if self.regions is None:
             tensor.set_data_from_numpy(images)
-        masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS, images)
+        masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS["raw"], images)
         return tuple(Segmentation(*pair, self.model.classes) for pair in zip(masks, confidences, strict=True))
 
     def _infer(

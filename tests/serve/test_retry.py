@@ -26,7 +26,7 @@ class Conversant:
         self.answers = iter(answers)
         self.calls: list[Call] = []
         self.pauses: list[float] = []
-        self._conversation = Conversation("host:1", timeout_s, retry, False, None, ServedModel(CLASSES, (96, 96), 8))
+        self._conversation = Conversation("host:1", timeout_s, retry, "raw", None, ServedModel(CLASSES, (96, 96), 8))
 
     def ask(self) -> None:
         exchange = self._conversation.segment_tensor(BATCH, None)
