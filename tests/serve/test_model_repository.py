@@ -67,7 +67,7 @@ def test_the_configuration_of_toco_says_what_the_manifest_says(repository):
     assert config.HasField("dynamic_batching")
     assert not config.dynamic_batching.HasField("default_queue_policy"), "a queue policy makes requests stall"
     assert list(config.version_policy.specific.versions) == [1]
-    assert [group.count for group in config.instance_group] == [1]
+    assert [group.count for group in config.instance_group] == [2]
     assert list(config.model_warmup[0].inputs["image"].dims) == [96, 96, 3]
     assert parameters(config) == {
         "classes": '["red", "green", "bright, very"]',
