@@ -24,6 +24,7 @@ QUEUE_TIMEOUT_US = 30_000_000
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 32 * 2**20
 IMAGE_INSTANCES = 4
+NETWORK_INSTANCES = 2  # of the python backend: while one hands over its answers, the other keeps the processors busy
 
 # Width to height of the sizes that images of any shape are resized to: those that cameras make, and a limit.
 ASPECT_RATIOS = (1.0, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0, 4.0)
@@ -54,6 +55,8 @@ def complete_repository(folder: Path, manifest: Manifest) -> None:
         if config.backend == "python":
             code = resources.files("triton_models") / name / str(VERSION) / "model.py"
             (version / "model.py").write_bytes(code.read_bytes())
+    run_lengths = resources.files("toco") / "run_lengths.py"
+    (folder / IMAGE_MODEL / str(VERSION) / "run_lengths.py").write_bytes(run_lengths.read_bytes())
     write_manifest(folder, manifest)
 
 
@@ -61,7 +64,7 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
     """Return the configuration of ``toco``: dynamic batches of one size, warm before it is ready.
 
     Its queue has no policy on purpose. A limit or a timeout makes Triton fill batches in another way, in which a
-    request that finds the one instance busy can lie for 500 ms: measured on 2.51, up to one request in six. Requests
+    request that finds every instance busy can lie for 500 ms: measured on 2.51, up to one request in six. Requests
     that their clients gave up leave the queue all the same; ``toco_image``, with several instances, has the limits.
     """
     smallest, largest = manifest.profile.min, manifest.profile.max
@@ -75,10 +78,10 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
         "max_width": str(largest.width),
     }
     onnx_files = _onnx_files(manifest)
-    kind = triton.ModelInstanceGroup.KIND_GPU
+    count, kind = 1, triton.ModelInstanceGroup.KIND_GPU
     if manifest.backend == "python":
         parameters |= {"num_threads": "0", **onnx_files}
-        kind = triton.ModelInstanceGroup.KIND_AUTO
+        count, kind = NETWORK_INSTANCES, triton.ModelInstanceGroup.KIND_AUTO
     return triton.ModelConfig(
         name=MODEL,
         backend=manifest.backend,
@@ -87,7 +90,7 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
         version_policy=_this_version(),
         input=[triton.ModelInput(name="image", data_type=triton.TYPE_UINT8, dims=[-1, -1, 3])],
         output=_outputs([-1, -1]),
-        instance_group=[triton.ModelInstanceGroup(count=1, kind=kind)],
+        instance_group=[triton.ModelInstanceGroup(count=count, kind=kind)],
         dynamic_batching=triton.ModelDynamicBatching(),
         model_warmup=[_warmup(manifest)],
         parameters=_parameters(parameters),
@@ -121,7 +124,7 @@ def image_model_config(manifest: Manifest) -> triton.ModelConfig:
         max_batch_size=0,
         version_policy=_this_version(),
         input=[triton.ModelInput(name="image_bytes", data_type=triton.TYPE_STRING, dims=[1])],
-        output=[*_outputs([-1, -1]), *_png_outputs()],
+        output=[*_outputs([-1, -1]), *_encoded_outputs()],
         instance_group=[triton.ModelInstanceGroup(count=IMAGE_INSTANCES, kind=triton.ModelInstanceGroup.KIND_CPU)],
         dynamic_batching=_bounded_queue(),
         parameters=_parameters(parameters),
@@ -185,9 +188,9 @@ def _outputs(dims: list[int]) -> list[triton.ModelOutput]:
     return [triton.ModelOutput(name=name, data_type=triton.TYPE_UINT8, dims=dims) for name in ("mask", "confidence")]
 
 
-def _png_outputs() -> list[triton.ModelOutput]:
-    """The same as PNG files."""
-    names = ("mask_png", "confidence_png")
+def _encoded_outputs() -> list[triton.ModelOutput]:
+    """The same as PNG files, and the mask as run lengths."""
+    names = ("mask_png", "confidence_png", "mask_rle")
     return [triton.ModelOutput(name=name, data_type=triton.TYPE_STRING, dims=[1]) for name in names]
 
 

@@ -11,13 +11,16 @@ from tritonclient.grpc import aio
 
 from toco.errors import ServeError, TocoError
 from toco.palette import UInt8Array
+from toco_serve.answers import AnswerFormat, check_answer_format
 from toco_serve.client import DEFAULT_OVERLAP, DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, check_in_flight
 from toco_serve.connection import DEFAULT_URL, Tls, channel_arguments
-from toco_serve.exchange import Call, Conversation, Exchange, Step, T, Work, opening
+from toco_serve.exchange import Conversation, opening
 from toco_serve.failures import UnreachableError
 from toco_serve.images import ImageInput
 from toco_serve.retry import Retry
 from toco_serve.segmentation import Outcome, Segmentation
+from toco_serve.shared_memory import Regions
+from toco_serve.steps import Call, Exchange, Step, T, Work
 
 
 class AsyncClient:
@@ -34,12 +37,15 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry = Retry(),
         tls: Tls | None = None,
-        compressed: bool = False,
+        answer_format: AnswerFormat = "raw",
+        shared_memory: bool = False,
     ) -> None:
+        check_answer_format(answer_format)
         self.url = url
         self._timeout_s = timeout_s
         self._retry = retry
-        self._compressed = compressed
+        self._answer_format = answer_format
+        self._regions = Regions() if shared_memory else None
         self._channel_arguments = channel_arguments(url, tls)
         self._triton: Any = None
         self._conversation: Conversation | None = None
@@ -47,11 +53,13 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         self._triton = aio.InferenceServerClient(**self._channel_arguments)
         try:
-            model = await self._take(opening(self.url, self._timeout_s))
+            model = await self._take(opening(self.url, self._timeout_s, self._regions))
         except BaseException:
             await self.close()
             raise
-        self._conversation = Conversation(self.url, self._timeout_s, self._retry, self._compressed, model)
+        self._conversation = Conversation(
+            self.url, self._timeout_s, self._retry, self._answer_format, self._regions, model
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -63,9 +71,12 @@ class AsyncClient:
         return self._opened.model.classes
 
     async def close(self) -> None:
-        """Close the connection, if there is one."""
-        if self._triton is not None:
-            await self._triton.close()
+        """Close the connection, if there is one, and remove the memory that the server shared."""
+        if self._triton is None:
+            return
+        if self._regions is not None:
+            await self._take(self._regions.closing())
+        await self._triton.close()
 
     async def segment(self, image: ImageInput, *, timeout_s: float | None = None) -> Segmentation:
         """Segment one image of any size; see ``Client.segment``."""
@@ -129,6 +140,8 @@ class AsyncClient:
         except StopIteration as end:
             answer: T = end.value
             return answer
+        finally:
+            exchange.close()  # at once, also when this was cancelled: it may hold shared memory
 
     async def _do(self, step: Step) -> Any:
         """Take one step."""

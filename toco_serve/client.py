@@ -12,12 +12,15 @@ from tritonclient import grpc
 
 from toco.errors import ConfigError, TocoError
 from toco.palette import UInt8Array
+from toco_serve.answers import AnswerFormat, check_answer_format
 from toco_serve.connection import DEFAULT_URL, Tls, channel_arguments
-from toco_serve.exchange import Call, Conversation, Exchange, Step, T, Work, opening
+from toco_serve.exchange import Conversation, opening
 from toco_serve.failures import UnreachableError
 from toco_serve.images import ImageInput
 from toco_serve.retry import Retry
 from toco_serve.segmentation import Outcome, Segmentation
+from toco_serve.shared_memory import Regions
+from toco_serve.steps import Call, Exchange, Step, T, Work
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_OVERLAP = 0.25
@@ -32,12 +35,15 @@ class Client:
         timeout_s: Longest wait for one answer, repetitions included; the server drops what it has not begun by then.
         retry: When to ask again after a lost connection, a full queue or a lost model process.
         tls: Encrypt the connection; without it nothing is encrypted.
-        compressed: Let the answers of ``segment`` travel as PNG: for slow networks and large images.
+        answer_format: How the answers of ``segment`` travel. For slow networks and large images: ``"png"``, or
+            ``"rle"``, the mask as COCO run lengths and the confidence as PNG.
+        shared_memory: Let the tensors of ``segment_tensor`` and ``segment_tiled`` reach a server of this machine and
+            user through ``/dev/shm``; the server has to allow it (``toco-serve --shared-memory``).
 
     Raises:
         UnreachableError: No server answers there (asked once).
-        ServeError: The server does not serve ToCo, or one side does not trust the other.
-        ConfigError: A file of ``tls`` cannot be used.
+        ServeError: The server does not serve ToCo, one side does not trust the other, or they share no memory.
+        ConfigError: A file of ``tls`` cannot be used, or the answer format is unknown.
     """
 
     def __init__(
@@ -47,12 +53,16 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: Retry = Retry(),
         tls: Tls | None = None,
-        compressed: bool = False,
+        answer_format: AnswerFormat = "raw",
+        shared_memory: bool = False,
     ) -> None:
+        check_answer_format(answer_format)
         self.url = url
         self._triton = grpc.InferenceServerClient(**channel_arguments(url, tls))
+        self._regions = Regions() if shared_memory else None
         try:
-            self._conversation = Conversation(url, timeout_s, retry, compressed, self._take(opening(url, timeout_s)))
+            model = self._take(opening(url, timeout_s, self._regions))
+            self._conversation = Conversation(url, timeout_s, retry, answer_format, self._regions, model)
         except BaseException:
             self.close()
             raise
@@ -69,7 +79,9 @@ class Client:
         return self._conversation.model.classes
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and remove the memory that the server shared."""
+        if self._regions is not None:
+            self._take(self._regions.closing())
         self._triton.close()
 
     def segment(self, image: ImageInput, *, timeout_s: float | None = None) -> Segmentation:
@@ -184,6 +196,8 @@ class Client:
         except StopIteration as end:
             answer: T = end.value
             return answer
+        finally:
+            exchange.close()  # at once, also when this was cancelled: it may hold shared memory
 
     def _do(self, step: Step) -> Any:
         """Take one step."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
 from tritonclient import grpc
@@ -20,43 +20,17 @@ from tritonclient.utils import InferenceServerException
 
 from toco.errors import DataError, ServeError
 from toco.palette import UInt8Array
+from toco_serve.answers import OUTPUTS, AnswerFormat, decoded
 from toco_serve.failures import DeadlineError, StoppingError, TransientError, no_server, understood
-from toco_serve.images import ImageInput, encoded, png_levels, rgb_pixels
+from toco_serve.images import ImageInput, encoded, rgb_pixels
 from toco_serve.retry import Retry
 from toco_serve.segmentation import Segmentation
+from toco_serve.shared_memory import Regions
+from toco_serve.steps import Call, Exchange, Pause, Work
 from toco_serve.tiling import padded, tiles
 
 CONNECT_TIMEOUT_S = 5.0
 STOPPING_PAUSE_S = 0.2
-OUTPUTS = ("mask", "confidence")
-PNG_OUTPUTS = ("mask_png", "confidence_png")
-
-
-@dataclass(frozen=True)
-class Call:
-    """Ask the server: a method that tritonclient's two gRPC clients share, and its arguments."""
-
-    method: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Work:
-    """Compute something that takes longer than an event loop should wait."""
-
-    function: Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Let time pass."""
-
-    seconds: float
-
-
-T = TypeVar("T")
-Step: TypeAlias = Call | Work | Pause
-Exchange: TypeAlias = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True)
@@ -74,12 +48,12 @@ class ServedModel:
     max_batch: int
 
 
-def opening(url: str, timeout_s: float) -> Exchange[ServedModel]:
-    """Ask a server what it serves, once and not for long.
+def opening(url: str, timeout_s: float, regions: Regions | None) -> Exchange[ServedModel]:
+    """Ask a server what it serves, once and not for long, and share memory with it if there is any.
 
     Raises:
         UnreachableError: No server answers.
-        ServeError: It does not serve ToCo.
+        ServeError: It does not serve ToCo, or takes no shared memory.
     """
     allowed_s = min(CONNECT_TIMEOUT_S, timeout_s)
     try:
@@ -92,6 +66,11 @@ def opening(url: str, timeout_s: float) -> Exchange[ServedModel]:
         raise ServeError(f"the model 'toco' at {url} was not exported by toco-export: it names no classes or no size")
     height, width, _ = config.model_warmup[0].inputs["image"].dims
     classes = json.loads(config.parameters["classes"].string_value)
+    if regions is not None:
+        try:
+            yield from regions.opening(height * width * 3, time.monotonic() + allowed_s)
+        except InferenceServerException as error:
+            raise understood(error, url, allowed_s) from error
     return ServedModel(tuple(classes), (height, width), config.max_batch_size)
 
 
@@ -102,7 +81,8 @@ class Conversation:
     url: str
     timeout_s: float
     retry: Retry
-    compressed: bool
+    answer_format: AnswerFormat
+    regions: Regions | None
     model: ServedModel
 
     def segment(self, image: ImageInput, timeout_s: float | None) -> Exchange[Segmentation]:
@@ -111,11 +91,9 @@ class Conversation:
         with _naming(image):
             content = yield Work(lambda: encoded(image))
             tensor.set_data_from_numpy(np.array([content], dtype=np.object_))
-            mask, confidence = yield from self._infer(
-                "toco_image", tensor, timeout_s, PNG_OUTPUTS if self.compressed else OUTPUTS
-            )
-        if self.compressed:
-            mask, confidence = yield Work(lambda: (png_levels(mask[0]), png_levels(confidence[0])))
+            mask, confidence = yield from self._infer("toco_image", tensor, timeout_s, OUTPUTS[self.answer_format])
+        if self.answer_format != "raw":
+            mask, confidence = yield Work(lambda: decoded(self.answer_format, mask, confidence))
         return Segmentation(mask, confidence, self.model.classes)
 
     def segment_tiled(self, image: ImageInput, overlap: float, timeout_s: float | None) -> Exchange[Segmentation]:
@@ -140,19 +118,35 @@ class Conversation:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
             raise DataError(f"the array is {images.dtype} {list(images.shape)}; expected RGB, uint8 [B, H, W, 3]")
         tensor = grpc.InferInput("image", list(images.shape), "UINT8")
-        tensor.set_data_from_numpy(images)
-        masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS)
+        if self.regions is None:
+            tensor.set_data_from_numpy(images)
+        masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS["raw"], images)
         return tuple(Segmentation(*pair, self.model.classes) for pair in zip(masks, confidences, strict=True))
 
     def _infer(
-        self, model: str, tensor: Any, timeout_s: float | None, names: tuple[str, str]
+        self,
+        model: str,
+        tensor: Any,
+        timeout_s: float | None,
+        names: tuple[str, str],
+        shared: UInt8Array | None = None,
     ) -> Exchange[tuple[Any, Any]]:
-        """Ask one model, again after what may pass, until an answer comes or the time is over."""
+        """Ask one model, again after what may pass, until an answer comes or the time is over.
+
+        ``shared`` is what ``tensor`` holds, to go through shared memory where there is some.
+        """
         allowed_s = self.timeout_s if timeout_s is None else timeout_s
         deadline, pauses = time.monotonic() + allowed_s, self.retry.pauses()
+
+        def inference() -> Call:
+            return _inference(model, tensor, max(deadline - time.monotonic(), 0.0), names)
+
         while True:
             try:
-                result = yield _inference(model, tensor, max(deadline - time.monotonic(), 0.0), names)
+                if self.regions is None or shared is None:
+                    result = yield inference()
+                else:
+                    result = yield from self.regions.infer(inference, tensor, shared, deadline)
                 mask, confidence = (result.as_numpy(name) for name in names)
                 return mask, confidence
             except InferenceServerException as error:

@@ -12,6 +12,7 @@ _NAMED_ERRORS: dict[str, type[TocoError]] = {"ImageSizeError": ImageSizeError, "
 _CLOSED = ("socket closed", "connection reset", "broken pipe", "goaway")
 _STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 _NO_CONNECTION = ("connect", "dns", "name resolution")
+_SHARED_MEMORY = ("shared memory region", "protocol is restricted")  # of what is restricted we use nothing else
 
 
 class TransientError(ServeError):
@@ -55,20 +56,34 @@ def understood(error: Any, url: str, timeout_s: float) -> TocoError:
         return DeadlineError(f"{url} did not answer within {timeout_s:g} s; allow more time or ask for less")
     if any(sign in message for sign in _STOPPING):
         return StoppingError(f"{url} is about to stop and takes on nothing more; ask again when it is back")
+    if any(sign in message for sign in _SHARED_MEMORY):
+        return _memory_not_shared(message, url)
     if status == "UNAVAILABLE":
         return _unavailable(message, url)
     if status == "INTERNAL" and "Stub process" in message:
         return BackendLostError(f"the process that runs the model at {url} ended; restart the server if that lasts")
     name, _, sentence = message.partition(": ")
-    if name in _NAMED_ERRORS:
-        return _NAMED_ERRORS[name](sentence)
-    return ServeError(f"{url} answered with an error ({status.lower()}): {message}")
+    return (
+        _NAMED_ERRORS[name](sentence)
+        if name in _NAMED_ERRORS
+        else ServeError(f"{url} answered with an error ({status.lower()}): {message}")
+    )
 
 
 def no_server(url: str) -> UnreachableError:
     """Say that nobody answers, and what to do."""
     return UnreachableError(
         f"no server answers at {url}: start one with toco-serve, or give the address of one that runs"
+    )
+
+
+def _memory_not_shared(message: str, url: str) -> ServeError:
+    """Tell a server that has forgotten a region from one that never takes any."""
+    if "Unable to find" in message:
+        return TransientError(f"{url} no longer knows this client's shared memory: it was started anew; ask again")
+    return ServeError(
+        f"{url} shares no memory with this client: that takes toco-serve --shared-memory, started by the same user on "
+        "this machine; leave shared_memory out where it cannot be had"
     )
 
 

@@ -35,12 +35,6 @@ def encoded(image: ImageInput) -> bytes:
     return buffer.getvalue()
 
 
-def png_levels(data: bytes) -> UInt8Array:
-    """Return the levels of a greyscale PNG, uint8 ``[H, W]``: how the server sends masks over slow networks."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-        return np.asarray(picture)
-
-
 def rgb_pixels(image: ImageInput) -> UInt8Array:
     """Return an image's pixels, uint8 ``[H, W, 3]`` RGB; a file is turned upright, as the server does.
 

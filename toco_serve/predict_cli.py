@@ -18,6 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from toco.command import CommandParser, print_error, run_command
 from toco.errors import ConfigError, TocoError
 from toco.files import write_atomic
+from toco_serve.answers import OUTPUTS
 from toco_serve.client import DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, Client
 from toco_serve.connection import DEFAULT_URL, Tls
 from toco_serve.failures import UnreachableError
@@ -52,8 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Segment everything that is named; a bad file does not stop the others, but gives status 1."""
     arguments = _parser().parse_args(argv)
     outputs = Outputs(not arguments.no_masks, not arguments.no_overlays, arguments.rle)
-    compressed = arguments.compressed
-    with Client(arguments.url, timeout_s=arguments.timeout, tls=_tls(arguments), compressed=compressed) as client:
+    with Client(
+        arguments.url,
+        timeout_s=arguments.timeout,
+        tls=_tls(arguments),
+        answer_format=arguments.answer_format,
+    ) as client:
         predictions = plan(arguments.images, arguments.out)
         _make_folder(arguments.out)
         entries, failures = predict_all(client, predictions, outputs, in_flight=arguments.in_flight)
@@ -168,7 +173,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--timeout", type=_positive(float), default=DEFAULT_TIMEOUT_S, metavar="S", help=seconds)
     at_once = "requests that wait for the server at once"
     parser.add_argument("--in-flight", type=_positive(int), default=REQUESTS_IN_FLIGHT, metavar="N", help=at_once)
-    parser.add_argument("--compressed", action="store_true", help="let answers travel as PNG: for slow networks")
+    form = "how answers travel (default: raw); png and rle are for slow networks"
+    parser.add_argument("--answer-format", choices=OUTPUTS, default="raw", help=form)
     parser.add_argument("--tls", action="store_true", help="encrypt the connection; implied by the files below")
     for name, meaning in (
         ("root-certificates", "who signs the server's certificate (default: whom the system trusts)"),

@@ -1,41 +1,13 @@
-"""Regions of a label map as COCO run lengths and as outlines, by numpy alone."""
+"""Outlines of the regions of a label map, by numpy alone."""
 
 from __future__ import annotations
-
-from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-BoolArray = npt.NDArray[np.bool_]
+from toco.run_lengths import BoolArray
+
 Int32Array = npt.NDArray[np.int32]
-
-
-class Rle(TypedDict):
-    """COCO's compressed run lengths, as ``pycocotools.mask.decode`` takes them.
-
-    Attributes:
-        size: ``[height, width]`` in pixels.
-        counts: Lengths of alternating runs outside and inside, column by column, five bits a character.
-    """
-
-    size: list[int]
-    counts: str
-
-
-def encode_rle(region: BoolArray) -> Rle:
-    """Encode a region, bool ``[H, W]``, as COCO's compressed run lengths.
-
-    Source: ``rleEncode`` and ``rleToString`` of the COCO API (``maskApi.c``): the first run lies outside the region and
-    may be empty; from the fourth on a run is stated as its difference from the run two before.
-    """
-    pixels = region.ravel(order="F")
-    starts = np.flatnonzero(np.diff(pixels, prepend=False))  # where a run begins, but for the first
-    runs = np.diff(starts, prepend=0, append=pixels.size)
-    stated = runs.copy()
-    stated[3:] -= runs[1:-2]
-    counts = "".join(_characters(number) for number in stated.tolist())
-    return {"size": [region.shape[0], region.shape[1]], "counts": counts}
 
 
 def outlines(region: BoolArray) -> list[Int32Array]:
@@ -61,17 +33,6 @@ def outlines(region: BoolArray) -> list[Int32Array]:
             points = corners[ring]
             rings.append(points if inside[y + 1, x + 1] else points[[0, *range(len(points) - 1, 0, -1)]])
     return rings
-
-
-def _characters(number: int) -> str:
-    """Write one number in groups of five bits, lowest first; the sixth bit says that more follow."""
-    characters = ""
-    while True:
-        group, number = number & 0x1F, number >> 5
-        last = number == (-1 if group & 0x10 else 0)
-        characters += chr((group if last else group | 0x20) + 48)
-        if last:
-            return characters
 
 
 def _corners(region: BoolArray) -> tuple[Int32Array, npt.NDArray[np.intp], npt.NDArray[np.intp]]:

@@ -11,8 +11,9 @@ from PIL import Image
 from toco import palette
 from toco.errors import DataError, TocoError
 from toco.palette import UInt8Array
+from toco.run_lengths import Rle, encode_rle
 from toco_serve.images import ImageInput, rgb_pixels
-from toco_serve.regions import Int32Array, Rle, encode_rle, outlines
+from toco_serve.regions import Int32Array, outlines
 
 BACKGROUND = "background"
 

@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(given)
     repository = find_repository(arguments.repository)
     if arguments.docker:
+        if arguments.shared_memory:
+            raise ServeError("--shared-memory goes without --docker: a container has memory of its own; leave it out")
         text = commands(
             repository, read_manifest(repository), _ports(arguments), tls=arguments.tls, gpu=arguments.docker == "gpu"
         )
@@ -56,7 +58,11 @@ def serve(repository: Path, arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, lambda *_: renewal.set())
     console = Console()
     server = EmbeddedTriton(
-        repository, ports=_ports(arguments), ready_timeout_s=arguments.ready_timeout, log_file=arguments.log
+        repository,
+        ports=_ports(arguments),
+        ready_timeout_s=arguments.ready_timeout,
+        log_file=arguments.log,
+        shared_memory=arguments.shared_memory,
     )
     try:
         with console.status("starting Triton"):
@@ -140,6 +146,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--log", type=Path, metavar="FILE", help="where Triton's own log goes; the last one becomes FILE.1"
     )
+    sharing = "let programs of this machine hand over tensors in shared memory"
+    parser.add_argument("--shared-memory", action="store_true", help=sharing)
     container = "print the commands that serve from NVIDIA's container, for production, and end"
     parser.add_argument("--docker", nargs="?", choices=("gpu", "cpu"), const="gpu", help=container)
     certificates = "with --docker: server.pem and server.key, and ca.pem to ask clients for certificates"

@@ -28,6 +28,8 @@ class EmbeddedTriton:
         ready_timeout_s: How long loading and warming up the models may take.
         log_file: Where Triton's own log goes, the last one being kept as ``.1``; without one it is kept until the
             server ends, for error messages.
+        shared_memory: Let clients hand over tensors in shared memory (``Client(url, shared_memory=True)``). Any process
+            that reaches the port can then let the server read and write memory that this user shares.
 
     Raises:
         ServeError: On entry, one sentence for each of: no Triton for this Python, no repository, an artefact that is
@@ -41,11 +43,13 @@ class EmbeddedTriton:
         ports: Ports = DEFAULT_PORTS,
         ready_timeout_s: float = 120.0,
         log_file: str | Path | None = None,
+        shared_memory: bool = False,
     ) -> None:
         self.repository = Path(repository)
         self.ports = ports
         self.ready_timeout_s = ready_timeout_s
         self._log_file = Path(log_file) if log_file else None
+        self._shared_memory = shared_memory
         self._manifest: Manifest | None = None
         self._process: TritonProcess | None = None
 
@@ -143,7 +147,7 @@ class EmbeddedTriton:
 
     def _started(self, repository: Path, ports: Ports) -> TritonProcess:
         """Start a process and wait until it is ready."""
-        process = TritonProcess(repository, ports, self._log_file)
+        process = TritonProcess(repository, ports, self._log_file, shared_memory=self._shared_memory)
         try:
             process.wait_until_ready(self.ready_timeout_s)
         except BaseException:

@@ -31,12 +31,13 @@ class TritonProcess:
         repository: What it serves.
         ports: Where it listens, on 127.0.0.1.
         log_file: Where its log goes; what is there is kept, with ``.1`` at the end of its name.
+        shared_memory: Whether clients may share memory with it.
 
     Raises:
         ServeError: There is no Triton for this Python, or the log cannot be written.
     """
 
-    def __init__(self, repository: Path, ports: Ports, log_file: Path | None) -> None:
+    def __init__(self, repository: Path, ports: Ports, log_file: Path | None, *, shared_memory: bool) -> None:
         self._repository = repository
         self._ports = ports
         self._ready = False
@@ -46,10 +47,10 @@ class TritonProcess:
         try:
             environment = assemble_backends(wheel, self._workspace)
             shm_prefix = f"toco_{secrets.token_hex(6)}_"
-            command = [str(wheel.binary), *embedded_arguments(repository, ports, self._workspace, shm_prefix)]
+            options = embedded_arguments(repository, ports, self._workspace, shm_prefix, shared_memory=shared_memory)
             settings = [os.getpid(), shm_prefix, self._workspace, EXIT_TIMEOUT_S + 2]
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", supervisor.__file__, *map(str, settings), *command],
+                [sys.executable, "-I", "-S", supervisor.__file__, *map(str, settings), str(wheel.binary), *options],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from toy_model import slow_down, write_toy_repository
 
+from toco import run_lengths
 from toco_serve import Client, EmbeddedTriton, Ports
 
 IMAGE_MODEL = Path(__file__).parents[2] / "triton_models" / "toco_image" / "1" / "model.py"
@@ -64,6 +65,7 @@ def served() -> Iterator[ModuleType]:
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, name, ModuleType(name))
+        patch.setitem(sys.modules, "run_lengths", run_lengths)  # lies beside it in a repository
         spec = importlib.util.spec_from_file_location("served_toco_image", IMAGE_MODEL)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -22,7 +22,7 @@ class Footprint:
         self.processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         stubs = [p.cmdline() for p in self.processes if p.cmdline()[0].endswith("triton_python_backend_stub")]
         self.shared_memory = [Path("/dev/shm", argument[2]) for argument in stubs]
-        assert len(stubs) == 5, "one process for toco and four for toco_image"
+        assert len(stubs) == 6, "two processes for toco and four for toco_image"
         assert all(path.exists() for path in self.shared_memory)
 
     def left(self) -> list[str]:

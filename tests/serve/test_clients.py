@@ -60,20 +60,31 @@ def test_the_asyncio_client_gives_the_answers_of_the_other(server, client):
         np.testing.assert_array_equal(answer.confidence, one.confidence)
 
 
-def test_an_answer_that_travels_as_png_is_the_same(server, client):
-    photograph = np.random.default_rng(0).integers(0, 256, (131, 77, 3), dtype=np.uint8)
+NOISE = np.random.default_rng(0).integers(0, 256, (131, 77, 3), dtype=np.uint8)
 
+
+@pytest.mark.parametrize("answer_format", ["png", "rle"])
+@pytest.mark.parametrize("photograph", [NOISE, quadrants(50, 90), np.zeros((40, 30, 3), np.uint8)])
+def test_an_answer_that_travels_in_another_format_is_the_same(server, client, photograph, answer_format):
     async def ask() -> Segmentation:
-        async with AsyncClient(server.grpc_url, compressed=True) as asynchronous:
+        async with AsyncClient(server.grpc_url, answer_format=answer_format) as asynchronous:
             return await asynchronous.segment(photograph)
 
     expected = client.segment(photograph)
-    assert len(np.unique(expected.mask)) == 4
-    with Client(server.grpc_url, compressed=True) as compressed:
-        for answer in (compressed.segment(photograph), asyncio.run(ask())):
+    with Client(server.grpc_url, answer_format=answer_format) as other:
+        for answer in (other.segment(photograph), asyncio.run(ask())):
             assert answer.mask.dtype == answer.confidence.dtype == np.uint8
+            assert answer.mask.flags.c_contiguous
             np.testing.assert_array_equal(answer.mask, expected.mask)
             np.testing.assert_array_equal(answer.confidence, expected.confidence)
+
+
+@pytest.mark.parametrize("name", ["jpg", "", "RLE", "mask_png", "../raw", None, 3])
+def test_an_unknown_answer_format_is_refused_before_anything_is_asked(name):
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ConfigError) as caught:
+            kind("localhost:1", answer_format=name)
+        assert str(caught.value) == f"the answer format {name!r} is not known; expected one of raw, png, rle"
 
 
 def test_the_asyncio_client_raises_the_errors_of_the_other(server, tmp_path):

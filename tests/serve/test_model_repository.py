@@ -50,6 +50,7 @@ def test_the_repository_holds_the_manifest_two_models_and_the_artefact(tmp_path)
         "toco/1/model.py",
         "toco/config.pbtxt",
         "toco_image/1/model.py",
+        "toco_image/1/run_lengths.py",
         "toco_image/config.pbtxt",
     ]
     assert read_manifest(repository).classes == ("red", "green", "bright, very")
@@ -66,7 +67,7 @@ def test_the_configuration_of_toco_says_what_the_manifest_says(repository):
     assert config.HasField("dynamic_batching")
     assert not config.dynamic_batching.HasField("default_queue_policy"), "a queue policy makes requests stall"
     assert list(config.version_policy.specific.versions) == [1]
-    assert [group.count for group in config.instance_group] == [1]
+    assert [group.count for group in config.instance_group] == [2]
     assert list(config.model_warmup[0].inputs["image"].dims) == [96, 96, 3]
     assert parameters(config) == {
         "classes": '["red", "green", "bright, very"]',
@@ -90,6 +91,7 @@ def test_the_configuration_of_toco_image_bounds_its_input_and_its_queue(reposito
         ("confidence", triton.TYPE_UINT8, [-1, -1]),
         ("mask_png", triton.TYPE_STRING, [1]),
         ("confidence_png", triton.TYPE_STRING, [1]),
+        ("mask_rle", triton.TYPE_STRING, [1]),
     ]
     assert config.dynamic_batching.default_queue_policy.max_queue_size == 64
     assert config.dynamic_batching.default_queue_policy.default_timeout_microseconds == 30_000_000

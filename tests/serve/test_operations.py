@@ -178,8 +178,9 @@ def test_triton_takes_the_containers_arguments_and_serves_with_them(repository, 
     write_certificates(tmp_path)
     embedded = process.embedded_arguments
 
-    def inside(*given: object) -> list[str]:
-        ours = [a for a in embedded(*given) if re.match(r"--(backend|\w+-address|\w+-port|reuse|model-repo)", a)]
+    def inside(*given: object, **more: object) -> list[str]:
+        kept = r"--(backend|\w+-address|\w+-port|reuse|model-repo)"
+        ours = [a for a in embedded(*given, **more) if re.match(kept, a)]
         theirs = [a for a in container.container_arguments(tmp_path) if not re.match(r"--(\w+-port|model-repo)", a)]
         return [*ours, *(a.replace(container.TLS, str(tmp_path)) for a in theirs)]
 

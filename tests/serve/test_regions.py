@@ -8,8 +8,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
+from toco.run_lengths import decode_rle, encode_rle
 from toco_serve import Segmentation
-from toco_serve.regions import encode_rle, outlines
+from toco_serve.regions import outlines
 
 REGIONS = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12))
 
@@ -40,6 +41,7 @@ def test_the_run_lengths_of_a_small_region_are_those_worked_out_by_hand():
     region = np.array([[0, 1, 0], [0, 1, 1]], np.bool_)
     # Column by column 0 0 1 1 0 1: runs 2, 2, 1, 1, stated 2, 2, 1, 1 - 2 = -1; '0' + number, -1 being 31 of 5 bits.
     assert encode_rle(region) == {"size": [2, 3], "counts": "221O"}
+    np.testing.assert_array_equal(decode_rle({"size": [2, 3], "counts": "221O"}), region)
 
 
 @given(REGIONS)
@@ -47,6 +49,7 @@ def test_the_run_lengths_of_a_small_region_are_those_worked_out_by_hand():
 def test_run_lengths_are_those_of_pycocotools(region):
     expected = coco.encode(np.asfortranarray(region, np.uint8))
     assert encode_rle(region) == {"size": expected["size"], "counts": expected["counts"].decode()}
+    np.testing.assert_array_equal(decode_rle(encode_rle(region)), region)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (333, 500), (1200, 40), (700, 2000)])
@@ -55,6 +58,13 @@ def test_run_lengths_of_real_sizes_are_those_of_pycocotools_and_decode_to_the_re
         ours = encode_rle(region)
         assert ours["counts"] == coco.encode(np.asfortranarray(region, np.uint8))["counts"].decode()
         np.testing.assert_array_equal(coco.decode(ours), region)
+        np.testing.assert_array_equal(decode_rle(ours), region)
+
+
+@pytest.mark.parametrize("counts", ["221", "2210", "22O1"])
+def test_run_lengths_that_do_not_fill_their_size_are_refused(counts):
+    with pytest.raises(ValueError):  # noqa: PT011 (numpy's words)
+        decode_rle({"size": [2, 3], "counts": counts})
 
 
 def test_the_outline_of_a_square_with_a_hole_is_the_one_worked_out_by_hand():

@@ -26,7 +26,7 @@ class Conversant:
         self.answers = iter(answers)
         self.calls: list[Call] = []
         self.pauses: list[float] = []
-        self._conversation = Conversation("host:1", timeout_s, retry, False, ServedModel(CLASSES, (96, 96), 8))
+        self._conversation = Conversation("host:1", timeout_s, retry, "raw", None, ServedModel(CLASSES, (96, 96), 8))
 
     def ask(self) -> None:
         exchange = self._conversation.segment_tensor(BATCH, None)
@@ -108,7 +108,7 @@ def test_each_attempt_is_given_the_time_that_is_left_and_none_begins_after_it():
 
 
 def test_opening_asks_once_and_takes_a_silent_server_for_none():
-    exchange = opening("host:1", 30)
+    exchange = opening("host:1", 30, None)
     assert next(exchange).arguments["client_timeout"] == 5
     with pytest.raises(UnreachableError, match=r"^no server answers at host:1"):
         exchange.throw(answered("DEADLINE_EXCEEDED", "Deadline Exceeded"))

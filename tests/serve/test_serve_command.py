@@ -126,7 +126,8 @@ def test_toco_predict_writes_run_lengths_and_leaves_out_what_is_not_wanted(serve
         "--rle",
         "--no-masks",
         "--no-overlays",
-        "--compressed",
+        "--answer-format",
+        "rle",
         "--url",
         server.grpc_url,
     ]

@@ -8,10 +8,14 @@ import urllib.request
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 from toy_model import RED, quadrant_labels, quadrants, slow_down, write_toy_repository
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
-from toco.errors import DataError
+from toco.errors import DataError, ServeError
 from toco_serve import Client, EmbeddedTriton, Ports
+from toco_serve.failures import understood
 
 KINDS = "a JPEG, PNG, WebP, BMP or TIFF image is expected"
 
@@ -171,6 +175,30 @@ def test_too_many_pixels_are_refused_from_the_header_before_any_is_decoded(clien
     with pytest.raises(DataError) as caught:
         client.segment(header)
     assert str(caught.value) == "the image is 10000x10000 px, at most 33554432 pixels are taken; resize it"
+
+
+def test_the_run_lengths_of_the_mask_are_coco_s_own_by_label(server, client):
+    image = grpc.InferInput("image_bytes", [1], "BYTES")
+    image.set_data_from_numpy(np.array([png(quadrants(75, 51))], dtype=np.object_))
+    reply = grpc.InferenceServerClient(server.grpc_url).infer(
+        "toco_image", [image], outputs=[grpc.InferRequestedOutput("mask_rle")]
+    )
+    regions = json.loads(reply.as_numpy("mask_rle")[0])
+    mask = client.segment(quadrants(75, 51)).mask
+    assert list(regions) == ["1", "2", "3"]
+    for label, rle in regions.items():
+        np.testing.assert_array_equal(coco.decode(rle), mask == int(label))
+
+
+@pytest.mark.parametrize("name", ["mask_jpg", "confidence_rle", "rle", "mask_", "MASK_RLE", "x" * 10_000])
+def test_a_form_of_answer_that_there_is_not_is_refused(server, name):
+    image = grpc.InferInput("image_bytes", [1], "BYTES")
+    image.set_data_from_numpy(np.array([png(quadrants(75, 51))], dtype=np.object_))
+    with pytest.raises(InferenceServerException, match="unexpected inference output") as caught:
+        grpc.InferenceServerClient(server.grpc_url).infer(
+            "toco_image", [image], outputs=[grpc.InferRequestedOutput(name)]
+        )
+    assert type(understood(caught.value, "host:1", 1)) is ServeError
 
 
 def test_damaged_exif_data_are_no_reason_to_refuse_the_pixels(client):

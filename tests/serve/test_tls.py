@@ -31,7 +31,11 @@ def encrypted(request, repository: Path, certificates: Path) -> Iterator[tuple[s
     files = {"server-cert": "server.pem", "server-key": "server.key", "root-cert": "ca.pem"}
     options = [which, *(f"--grpc-{name}={certificates / file}" for name, file in files.items())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toco_serve.triton_process, "embedded_arguments", lambda *given: [*original(*given), *options])
+        patch.setattr(
+            toco_serve.triton_process,
+            "embedded_arguments",
+            lambda *given, **more: [*original(*given, **more), *options],
+        )
         with EmbeddedTriton(repository, ports=ANY) as server:
             yield request.param, f"localhost:{server.ports.grpc}"
 

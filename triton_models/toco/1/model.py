@@ -49,7 +49,7 @@ class TritonPythonModel:
         for index, image in enumerate(images):
             if problem := size_problem(image.shape[1], image.shape[2], self._parameters):
                 responses[index] = refuse(f"ImageSizeError: {problem}")
-            elif requests[index].is_cancelled():  # its client gave up: spend nothing on it
+            elif len(requests) > 1 and requests[index].is_cancelled():  # spend nothing on it; alone it has not waited
                 responses[index] = pb_utils.InferenceResponse(
                     error=pb_utils.TritonError("the client gave up", pb_utils.TritonError.CANCELLED)
                 )

@@ -1,9 +1,11 @@
 """Triton model ``toco_image``: an encoded image of any size in, label map and confidence at that size out.
 
-Both come as pixels, as PNG (outputs ``mask_png`` and ``confidence_png``), or whichever the request names.
+Both come as pixels, as PNG (outputs ``mask_png`` and ``confidence_png``), the mask also as run lengths (``mask_rle``):
+whichever the request names.
 Decodes, resizes to one of a few fixed sizes (so that images of different sizes batch together), asks the model
 ``toco``, and resizes the answer back. Bytes and pixels are bounded before anything is decoded. Imports nothing of the
-toco packages: it runs inside NVIDIA's container with numpy and pillow alone.
+toco packages but ``run_lengths``, a copy of which lies beside it: it runs inside NVIDIA's container with numpy and
+pillow alone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from PIL import Image, UnidentifiedImageError
+from run_lengths import encode_rle
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 TAKEN = "a JPEG, PNG, WebP, BMP or TIFF image is expected"
@@ -158,15 +161,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def output(reply: Any, name: str, size: tuple[int, int]) -> Any:
-    """Return an output at ``(width, height)``: ``mask`` or ``confidence``, uint8 ``[H, W]``, or either as ``_png``."""
-    kind, _, png = name.partition("_")
+    """Return an output at ``(width, height)``: ``mask`` or ``confidence``, uint8 ``[H, W]``, or in another form."""
+    kind, _, form = name.partition("_")
     small = pb_utils.get_output_tensor_by_name(reply, kind).as_numpy()[0]  # uint8 [1, h, w]
     picture = Image.fromarray(small).resize(size, RESAMPLING[kind])
-    if not png:
+    if not form:
         return pb_utils.Tensor(name, np.asarray(picture))
+    content = png(picture) if form == "png" else run_lengths(picture)
+    return pb_utils.Tensor(name, np.array([content], dtype=np.object_))
+
+
+def png(picture: Image.Image) -> bytes:
+    """Encode a greyscale picture."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=1)
-    return pb_utils.Tensor(name, np.array([buffer.getvalue()], dtype=np.object_))
+    return buffer.getvalue()
+
+
+def run_lengths(mask: Image.Image) -> bytes:
+    """Return COCO's compressed run lengths of each label that occurs, but the background, as JSON by label."""
+    labels = np.asfortranarray(mask)  # run lengths go column by column
+    present = np.flatnonzero(np.bincount(labels.ravel(order="K"))[1:]) + 1
+    return json.dumps({label: encode_rle(labels == label) for label in present.tolist()}).encode()
 
 
 def kind_of(data: bytes) -> str:
