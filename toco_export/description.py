@@ -49,7 +49,7 @@ def describe_export(
     parities: Sequence[Parity],
     engines: Sequence[EngineReport],
 ) -> Manifest:
-    """Describe an export whole; ``engines`` are those that were built."""
+    """Describe an export whole, in the colours of VOC; ``engines`` are those that were built."""
     config = model.config
     palette = voc_palette(len(config.classes) + 1).tolist()
     versions = {

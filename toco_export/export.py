@@ -161,7 +161,9 @@ class Export:
         return ExportReport(
             manifest=describe_export(
                 source.model, source.profile, self._artefacts, verification.parities, self._engines
-            ).model_copy(update={"backend": backend, "container": self._config.in_container}),
+            ).model_copy(
+                update={"palette": source.palette, "backend": backend, "container": self._config.in_container}
+            ),
             verification=verification,
             notes={name: [*notes, *filter(None, [self._fused.get(name)])] for name, notes in self._notes.items()},
             required={candidate.name: candidate.min_agreement for candidate in self._candidates},

@@ -15,6 +15,7 @@ from toco.manifest import MANIFEST_FILE, Precision, Profile
 from toco.palette import IGNORE_INDEX
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.images import data_folder, sample_images
+from toco_train.data.classes import CLASSES_FILE, ClassList, Colour, read_classes
 from toco_train.model import CONFIG_FILE, WEIGHTS_FILE, ToCo, load_run
 
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of a weight
@@ -26,12 +27,14 @@ class Source:
 
     Attributes:
         model: The network, in evaluation mode.
+        palette: RGB of the labels 0..C.
         profile: The range of inputs.
         images: Files of real images to verify with.
         calibration_images: Others to calibrate int8 with; the same if there are no others.
     """
 
     model: ToCo
+    palette: tuple[Colour, ...]
     profile: Profile
     images: tuple[Path, ...]
     calibration_images: tuple[Path, ...]
@@ -42,6 +45,7 @@ def load_source(run: Path, repository: Path, config: ExportConfig) -> Source:
 
     Raises:
         RunError: The run is missing, incomplete or does not fit itself.
+        ConfigError: Its ``classes.yaml`` cannot be used.
         DataError: There are no images to check with.
         ExportError: A size or the number of classes cannot be served, or the repository cannot be written.
     """
@@ -51,7 +55,7 @@ def load_source(run: Path, repository: Path, config: ExportConfig) -> Source:
     profile = resolve_profile(config, model.config.image_size, model.patch_size)
     images = sample_images(config.images or data_folder(run), 2 * config.num_images)
     _check_repository(repository, model, config)
-    return Source(model, profile, tuple(images[::2]), tuple(images[1::2] or images))
+    return Source(model, _palette(run, model), profile, tuple(images[::2]), tuple(images[1::2] or images))
 
 
 def _check_run(run: Path) -> None:
@@ -75,6 +79,15 @@ def _check_run(run: Path) -> None:
     if named != found:
         raise RunError(f"{config} names {named} classes, but {WEIGHTS_FILE} beside it has {found}; "
                        "take both files from the same run")  # fmt: skip
+
+
+def _palette(run: Path, model: ToCo) -> tuple[Colour, ...]:
+    """Return the colours that the run's ``classes.yaml`` gives its labels; those of VOC without one."""
+    listed = read_classes(run) or ClassList(classes=model.config.classes)
+    if listed.classes != model.config.classes:
+        raise RunError(f"{run / CLASSES_FILE} and {CONFIG_FILE} beside it name different classes; put the names back, "
+                       f"or remove {CLASSES_FILE} to have the colours of VOC")  # fmt: skip
+    return listed.colours
 
 
 def _check_served(model: ToCo) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
 from toco.files import write_atomic
@@ -62,6 +63,7 @@ class ExportReport:
     def html(self) -> str:
         """Return the report as one page that needs no other file."""
         failed = bool(self.verification.failures)
+        palette = np.array(self.manifest.palette, np.uint8)
         body = [
             f"<h1>Export of {escape(self.manifest.backbone)}</h1>",
             f'<p class="verdict {"fail" if failed else "pass"}">{escape(self.verdict())}</p>',
@@ -69,7 +71,7 @@ class ExportReport:
             *(f"<h2>{escape(title)}</h2>{table(headings, rows)}" for title, headings, rows in self._tables()),
             "<h2>What was made</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in self._notes()) + "</ul>",
             "<h2>Worst images</h2><p>For each artefact the image that it labels least like PyTorch.</p>",
-            *(comparison_strip(name, worst) for name, worst in self.verification.worst.items()),
+            *(comparison_strip(name, worst, palette) for name, worst in self.verification.worst.items()),
         ]
         return page(f"Export of {self.manifest.backbone}", body)
 

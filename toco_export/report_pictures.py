@@ -13,13 +13,13 @@ MARK_PX = 3
 DIFFERENT = (255, 0, 200)
 
 
-def comparison_strip(name: str, worst: WorstImage) -> str:
-    """Return the HTML figure of a candidate's worst image."""
+def comparison_strip(name: str, worst: WorstImage, palette: UInt8Array) -> str:
+    """Return the HTML figure of a candidate's worst image; ``palette`` has the colours of its labels."""
     different = int(np.count_nonzero(worst.expected != worst.got))
     pictures = {
         "image": worst.image,
-        "PyTorch fp32": overlay(worst.image, worst.expected),
-        name: overlay(worst.image, worst.got),
+        "PyTorch fp32": overlay(worst.image, worst.expected, palette=palette),
+        name: overlay(worst.image, worst.got, palette=palette),
         "different pixels": mark_differences(worst),
     }
     height, width = worst.expected.shape

@@ -70,6 +70,7 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
     smallest, largest = manifest.profile.min, manifest.profile.max
     parameters = {
         "classes": json.dumps(manifest.classes, ensure_ascii=False),
+        "palette": json.dumps(manifest.palette),
         "patch_size": str(manifest.patch_size),
         "image_size": str(manifest.image_size),
         "min_height": str(smallest.height),

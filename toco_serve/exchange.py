@@ -39,11 +39,13 @@ class ServedModel:
 
     Attributes:
         classes: Names of the labels 1..C.
+        palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]`` RGB.
         tuned_size: Height and width that its artefacts are tuned for, in pixels.
         max_batch: Most images in one request.
     """
 
     classes: tuple[str, ...]
+    palette: UInt8Array
     tuned_size: tuple[int, int]
     max_batch: int
 
@@ -62,16 +64,18 @@ def opening(url: str, timeout_s: float, regions: Regions | None) -> Exchange[Ser
         failure = understood(error, url, allowed_s)
         raise (no_server(url) if isinstance(failure, DeadlineError) else failure) from error
     config = response.config
-    if "classes" not in config.parameters or not config.model_warmup:
-        raise ServeError(f"the model 'toco' at {url} was not exported by toco-export: it names no classes or no size")
+    if not {"classes", "palette"} <= config.parameters.keys() or not config.model_warmup:
+        raise ServeError(
+            f"the model 'toco' at {url} lacks classes, colours or size: export it again with this toco-export"
+        )
     height, width, _ = config.model_warmup[0].inputs["image"].dims
-    classes = json.loads(config.parameters["classes"].string_value)
+    classes, palette = (json.loads(config.parameters[name].string_value) for name in ("classes", "palette"))
     if regions is not None:
         try:
             yield from regions.opening(height * width * 3, time.monotonic() + allowed_s)
         except InferenceServerException as error:
             raise understood(error, url, allowed_s) from error
-    return ServedModel(tuple(classes), (height, width), config.max_batch_size)
+    return ServedModel(tuple(classes), np.array(palette, np.uint8), (height, width), config.max_batch_size)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Conversation:
             mask, confidence = yield from self._infer("toco_image", tensor, timeout_s, OUTPUTS[self.answer_format])
         if self.answer_format != "raw":
             mask, confidence = yield Work(lambda: decoded(self.answer_format, mask, confidence))
-        return Segmentation(mask, confidence, self.model.classes)
+        return Segmentation(mask, confidence, self.model.classes, self.model.palette)
 
     def segment_tiled(self, image: ImageInput, overlap: float, timeout_s: float | None) -> Exchange[Segmentation]:
         """Ask for an image in tiles of the network's own size; see ``Client.segment_tiled``."""
@@ -111,7 +115,7 @@ class Conversation:
             stacked = np.stack([pixels[tile.source] for tile in batch])
             for tile, answer in zip(batch, (yield from self.segment_tensor(stacked, timeout_s)), strict=True):
                 mask[tile.target], confidence[tile.target] = answer.mask[tile.kept], answer.confidence[tile.kept]
-        return Segmentation(mask, confidence, self.model.classes)
+        return Segmentation(mask, confidence, self.model.classes, self.model.palette)
 
     def segment_tensor(self, images: UInt8Array, timeout_s: float | None) -> Exchange[tuple[Segmentation, ...]]:
         """Ask for a batch at the network's own resolution; see ``Client.segment_tensor``."""
@@ -121,7 +125,8 @@ class Conversation:
         if self.regions is None:
             tensor.set_data_from_numpy(images)
         masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS["raw"], images)
-        return tuple(Segmentation(*pair, self.model.classes) for pair in zip(masks, confidences, strict=True))
+        answers = zip(masks, confidences, strict=True)
+        return tuple(Segmentation(*answer, self.model.classes, self.model.palette) for answer in answers)
 
     def _infer(
         self,

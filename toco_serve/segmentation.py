@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toco import palette
 from toco.errors import DataError, TocoError
-from toco.palette import UInt8Array
+from toco.palette import UInt8Array, overlay, save_mask
 from toco.run_lengths import Rle, encode_rle
 from toco_serve.images import ImageInput, rgb_pixels
 from toco_serve.regions import Int32Array, outlines
@@ -26,22 +25,19 @@ class Segmentation:
         mask: Labels, uint8 ``[H, W]``: 0 background, 1..C the classes.
         confidence: 255 times the winner's softmax, uint8 ``[H, W]``.
         classes: Names of the labels 1..C.
+        palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]`` RGB, as ``save`` and ``overlay`` use them.
     """
 
     mask: UInt8Array
     confidence: UInt8Array
     classes: tuple[str, ...]
+    palette: UInt8Array
 
     def class_shares(self) -> dict[str, float]:
         """Return the share of the pixels of each class that occurs, the largest first; with ``"background"``."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.classes) + 1)
         shares = {name: count / self.mask.size for name, count in zip((BACKGROUND, *self.classes), counts, strict=True)}
         return {name: float(shares[name]) for name in sorted(shares, key=lambda n: -shares[n]) if shares[name] > 0}
-
-    @property
-    def palette(self) -> UInt8Array:
-        """Colour of each label 0..C, uint8 ``[C + 1, 3]`` RGB, as ``save`` and ``overlay`` use them."""
-        return palette.voc_palette(len(self.classes) + 1)
 
     def rles(self) -> dict[str, Rle]:
         """Return the region of each class that occurs, in the order of the labels, as COCO's compressed run lengths."""
@@ -61,8 +57,8 @@ class Segmentation:
         return [(label, name) for label, name in enumerate(self.classes, start=1) if counts[label]]
 
     def save(self, path: str | Path) -> None:
-        """Write the mask as a palette PNG with the VOC colours, whole or not at all."""
-        palette.save_mask(Path(path), self.mask)
+        """Write the mask as a palette PNG, whole or not at all."""
+        save_mask(Path(path), self.mask, self.palette)
 
     def overlay(self, image: ImageInput, opacity: float = 0.55) -> Image.Image:
         """Lay the mask's colours over its image.
@@ -74,7 +70,7 @@ class Segmentation:
         if pixels.shape[:2] != self.mask.shape:
             sizes = [f"{height}x{width} px" for height, width in (pixels.shape[:2], self.mask.shape)]
             raise DataError(f"the image is {sizes[0]}, but its mask {sizes[1]}; give the image that was segmented")
-        return Image.fromarray(palette.overlay(pixels, self.mask, opacity))
+        return Image.fromarray(overlay(pixels, self.mask, opacity, self.palette))
 
 
 @dataclass(frozen=True)

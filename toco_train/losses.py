@@ -225,7 +225,7 @@ def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
     left, right = torch.cat([points, -half_norm, one], dim=1), torch.cat([points, one, -half_norm], dim=1).T
     pairs: Iterable[tuple[int, int]] = combinations_with_replacement(range(len(tiles)), 2)
     if halvings and points.device.type == "cpu":  # on a GPU the host would wait for the distances
-        pairs = _near_tiles(points.unflatten(0, tiles.shape), reach=_REACH * math.sqrt(math.log2(math.e)))
+        pairs = _near_tiles(points.view(*tiles.shape, -1), reach=_REACH * math.sqrt(math.log2(math.e)))
     total = torch.zeros_like(values)
     for first, second in pairs:
         rows, columns = (slice(index * tile, (index + 1) * tile) for index in (first, second))

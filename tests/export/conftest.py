@@ -15,11 +15,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from small_run import CONFIG, Exported, colour_blocks, fit_to_colours
+from small_run import CONFIG, PALETTE, Exported, colour_blocks, fit_to_colours
 
 from toco_export import export, onnx_file
 from toco_export.cli import main
 from toco_export.graph import ServedModel
+from toco_train.data.classes import ClassList, write_classes
 from toco_train.model import ToCo, load_run
 
 
@@ -36,6 +37,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     config = {"model": CONFIG.model_dump(mode="json"), "data": {"path": str(data)}}
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    write_classes(run / "classes.yaml", ClassList(classes=CONFIG.classes, palette=PALETTE))
     return run
 
 

@@ -16,6 +16,7 @@ from toco_train.backbone import ViTSpec
 from toco_train.model import ModelConfig, ToCo
 
 PATCH, SIDE, BLOCK = 8, 64, 16
+PALETTE = ((0, 0, 0), (230, 25, 75), (60, 180, 75), (0, 130, 200))
 COLOURS = np.array([[128, 128, 128], [220, 40, 40], [40, 200, 40], [50, 60, 230]])
 CONFIG = ModelConfig(
     backbone=ViTSpec(image_size=SIDE, patch_size=PATCH, width=64, depth=4, num_heads=4),

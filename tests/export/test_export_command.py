@@ -16,7 +16,7 @@ import tensorrt_rtx
 import torch
 import yaml
 from safetensors.torch import save_file
-from small_run import Exported, save_perturbed
+from small_run import PALETTE, Exported, save_perturbed
 
 import toco
 from toco.manifest import MANIFEST_FILE, Profile, Shape, read_manifest, sha256_of
@@ -71,7 +71,7 @@ def test_the_manifest_describes_every_artefact_with_its_checksum(exported: Expor
 def test_the_manifest_describes_network_profile_versions_and_agreement(exported: Exported):
     manifest = read_manifest(exported.repository)
     assert manifest.classes == ("a", "b", "c")
-    assert manifest.palette == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert manifest.palette == PALETTE
     assert (manifest.patch_size, manifest.image_size, manifest.opset) == (8, 64, 20)
     assert manifest.backbone == "ViT with patch 8, width 64, depth 4, 4 heads"
     assert manifest.profile == Profile(
@@ -302,6 +302,13 @@ def test_classes_that_are_not_as_many_as_the_weights_have_are_named(
         f"toco-export: error: load failed: {run / 'config.yaml'} names 2 classes, but model.safetensors beside it has "
         "3; take both files from the same run\n"
     )
+
+
+def test_classes_of_another_run_lend_no_colours(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = copy_of(run_folder, tmp_path)
+    (run / "classes.yaml").write_text("classes: [a, b, z]")
+    assert main([str(run)]) == 2
+    assert f"{run / 'classes.yaml'} and config.yaml beside it name different classes" in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_the_place_of_a_run_is_sent_to_toco_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -71,6 +71,7 @@ def test_the_configuration_of_toco_says_what_the_manifest_says(repository):
     assert list(config.model_warmup[0].inputs["image"].dims) == [96, 96, 3]
     assert parameters(config) == {
         "classes": '["red", "green", "bright, very"]',
+        "palette": "[[0, 0, 0], [230, 25, 75], [60, 180, 75], [0, 130, 200]]",
         "patch_size": "16",
         "image_size": "96",
         "min_height": "32",

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
+from toco.palette import voc_palette
 from toco.run_lengths import decode_rle, encode_rle
 from toco_serve import Segmentation
 from toco_serve.regions import outlines
@@ -113,13 +114,18 @@ def test_filled_outlines_of_a_real_size_are_the_region_again():
 def test_an_answer_gives_the_regions_of_the_classes_that_occur(seed):
     mask = np.random.default_rng(seed).choice(np.array([0, 1, 3], np.uint8), size=(9, 7))
     mask[0, 0], mask[8, 6] = 1, 3
-    answer = Segmentation(mask, np.zeros_like(mask), ("cat", "dog", "horse"))
+    answer = Segmentation(mask, np.zeros_like(mask), ("cat", "dog", "horse"), voc_palette(4))
     assert list(answer.rles()) == list(answer.polygons()) == ["cat", "horse"]
     for name, label in (("cat", 1), ("horse", 3)):
         np.testing.assert_array_equal(coco.decode(answer.rles()[name]), mask == label)
         np.testing.assert_array_equal(filled(answer.polygons()[name], mask.shape), mask == label)
 
 
-def test_the_palette_has_a_colour_for_each_label():
-    answer = Segmentation(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), ("cat", "dog"))
-    assert answer.palette.tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+def test_masks_and_overlays_have_the_colours_of_the_palette(tmp_path):
+    palette = np.array([[0, 0, 0], [10, 20, 30], [40, 50, 60]], np.uint8)
+    answer = Segmentation(np.array([[1, 2]], np.uint8), np.zeros((1, 2), np.uint8), ("cat", "dog"), palette)
+    answer.save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.convert("RGB").get_flattened_data() == ((10, 20, 30), (40, 50, 60))
+    shown = answer.overlay(np.zeros((1, 2, 3), np.uint8), opacity=1)
+    assert shown.get_flattened_data() == ((10, 20, 30), (40, 50, 60))

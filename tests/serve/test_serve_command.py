@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from processes import Footprint
 from pycocotools import mask as coco
-from toy_model import CLASSES, quadrant_labels, quadrants
+from toy_model import CLASSES, PALETTE, quadrant_labels, quadrants
 
 from toco.errors import DataError
 from toco_serve import Client, EmbeddedTriton, Ports, predict_cli
@@ -115,7 +115,7 @@ def test_toco_predict_goes_on_past_a_bad_file_and_names_it_at_the_end(server, tm
     mask = Image.open(out / "a.mask.png")
     assert (mask.mode, mask.size) == ("P", (120, 90))
     assert quadrant_labels(np.asarray(mask)) == [0, 1, 2, 3]
-    assert mask.getpalette()[3:6] == [128, 0, 0]
+    assert mask.getpalette()[:12] == [level for colour in PALETTE for level in colour]
     assert Image.open(out / "more/b.overlay.jpg").size == (50, 64)
 
 

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from toco.files import atomic_folder
 from toco.manifest import Artefact, Manifest, Profile, Shape, sha256_of
-from toco.palette import voc_palette
 from toco_export.repository import artefact_folder, complete_repository
 
 CLASSES = ("red", "green", "bright, very")
+PALETTE = ((0, 0, 0), (230, 25, 75), (60, 180, 75), (0, 130, 200))
 IMAGE_SIZE = 96
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (220, 30, 30), (30, 220, 30), (250, 250, 250)
@@ -69,7 +69,7 @@ def toy_manifest(onnx_file: Path, **changes: object) -> Manifest:
     """Describe the toy network as toco-export describes a real one."""
     values: dict[str, object] = {
         "classes": CLASSES,
-        "palette": tuple(map(tuple, voc_palette(len(CLASSES) + 1).tolist())),
+        "palette": PALETTE,
         "patch_size": 16,
         "image_size": IMAGE_SIZE,
         "backbone": "toy",
