@@ -49,14 +49,14 @@ def grid_chart(result: Mapping[str, Any]) -> Figure:
 
 
 def roofline_chart(result: Mapping[str, Any]) -> Figure:
-    """Draw what each backend reaches over operations a byte, below the machine's roofs.
+    """Draw what each backend reaches over operations a byte, below the machine's roofs: the best that was measured.
 
     Args:
         result: What the report's JSON holds; one cell at least.
     """
     cells: Sequence[Cell] = result["cells"]
-    memory = {place: float(np.median(found)) for place, found in result["memory_bytes_per_second"].items()}
-    roofs = {name: Roofline(float(np.median(found)), memory[name.split(" on ")[1]])
+    memory = {place: max(found) for place, found in result["memory_bytes_per_second"].items()}
+    roofs = {name: Roofline(max(found), memory[name.split(" on ")[1]])
              for name, found in result["gemm_flops_per_second"].items()}  # fmt: skip
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()

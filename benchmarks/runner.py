@@ -98,8 +98,8 @@ def _rank(count: int) -> int:
 def warm_up(
     call: Callable[[], object], device: torch.device, times: int, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Make a call some times and return the seconds of the last one."""
-    return [timed_call(call, device, clock) for _ in range(times)][-1]
+    """Make a call some times and return the seconds of the fastest one."""
+    return min(timed_call(call, device, clock) for _ in range(times))
 
 
 def interleaved(

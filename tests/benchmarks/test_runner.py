@@ -110,9 +110,9 @@ def test_calls_take_turns_and_one_with_fewer_rounds_leaves_the_last_ones_to_the_
     assert [len(series.values) for series in found.values()] == [3, 1, 2]
 
 
-def test_warming_up_returns_the_seconds_of_the_last_call() -> None:
+def test_warming_up_returns_the_seconds_of_the_fastest_call() -> None:
     now = [0.0]
-    steps = iter([5.0, 1.0, 0.5])
+    steps = iter([5.0, 0.5, 1.0])
 
     def call() -> None:
         now[0] += next(steps)
