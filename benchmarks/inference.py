@@ -14,7 +14,7 @@ import argparse
 import gc
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = {"provenance": origin, "backbone": arguments.backbone, **grid.as_json()}
             if arguments.report:
                 save_report(arguments.report, result, as_markdown(result))
-    pictures = []
-    if arguments.report and grid.cells:
-        for name, chart in (("", grid_chart), ("-roofline", roofline_chart)):
-            pictures += save_figure(chart(result), arguments.report.with_name(arguments.report.name + name))[:1]
-        save_report(arguments.report, result, as_markdown(result, pictures))
-    print(as_markdown(result, pictures))
+    pictures = draw(result, arguments.report) if arguments.report and grid.cells else []
+    text = as_markdown(result, pictures)
+    print(text)
+    if arguments.report:
+        save_report(arguments.report, result, text)
     return 0
+
+
+def draw(result: Mapping[str, Any], report: Path) -> list[Path]:
+    """Draw the pictures beside a report and return them: the roofline, and the grid where it is more than one cell."""
+    charts = {"-roofline": roofline_chart}
+    if len({(cell["size"], cell["batch"]) for cell in result["cells"]}) > 1:
+        charts = {"": grid_chart, **charts}
+    return [save_figure(chart(result), report.with_name(report.name + name))[0] for name, chart in charts.items()]
 
 
 def profile_of(cells: Sequence[tuple[int, int]]) -> Profile:

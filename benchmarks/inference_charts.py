@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.peaks import Roofline
 from toco_train.charts import line_style
 
 ROOF = "#555555"
+LEGEND_ENTRY = 1.5  # inches
 Cell = Mapping[str, Any]
 
 
@@ -27,7 +29,9 @@ def grid_chart(result: Mapping[str, Any]) -> Figure:
     sizes = sorted({cell["size"] for cell in cells})
     batches = sorted({cell["batch"] for cell in cells})
     figure = Figure(figsize=(max(5.0, 1.6 + 2.5 * len(sizes)), 5.2), layout="constrained")
-    rows = figure.subplots(2, len(sizes), sharex=True, sharey="row", squeeze=False)
+    rows = figure.subplots(2, len(sizes), sharex=True, squeeze=False)
+    for axes in rows[0][1:]:
+        axes.sharey(rows[0][0])
     for size, top, bottom in zip(sizes, *rows, strict=True):
         for name, style in _styles(cells).items():
             line = sorted((c for c in cells if c["backend"] == name and c["size"] == size), key=lambda c: c["batch"])
@@ -41,10 +45,12 @@ def grid_chart(result: Mapping[str, Any]) -> Figure:
             axes.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
             axes.set_xticks(batches, [str(batch) for batch in batches])
             axes.xaxis.set_minor_locator(NullLocator())
-            _log_axis(axes)
+            _quiet(axes)
+        _log_axis(top)
+        bottom.set_ylim(0, 1.1 * max(cell["images_per_second"] for cell in cells if cell["size"] == size))
     rows[0][0].set_ylabel("latency, ms a batch")
     rows[1][0].set_ylabel("throughput, images/s")
-    _legend(figure, rows[0][0], columns=3 if len(sizes) < 3 else 5)
+    _legend(figure, rows[0][0])
     return figure
 
 
@@ -69,7 +75,7 @@ def roofline_chart(result: Mapping[str, Any]) -> Figure:
         _note(axes, f"products, {name}: {roof.flops_per_second / 1e9:,.0f} GFLOP/s",
               (right, roof.flops_per_second / 1e9), (-4, 3), "right")  # fmt: skip
     for place, rate in memory.items():
-        _note(axes, f"memory, {place}:\n{rate / 1e9:,.0f} GB/s", (left, left * rate / 1e9), (26, 4), "left")
+        _note(axes, f"memory, {place}: {rate / 1e9:,.0f} GB/s", (2 * left, 2 * left * rate / 1e9), (10, -12), "left")
     for name, style in _styles(cells).items():
         mine = [cell for cell in cells if cell["backend"] == name]
         axes.plot([cell["intensity"] for cell in mine], [cell["flops_per_second"] / 1e9 for cell in mine],
@@ -78,7 +84,10 @@ def roofline_chart(result: Mapping[str, Any]) -> Figure:
     axes.set_xlim(left, right)
     axes.set(xlabel="operations a byte that must move, FLOP/byte", ylabel="GFLOP/s")
     _log_axis(axes)
-    _legend(figure, axes, columns=4)
+    _quiet(axes)
+    reached = [cell["flops_per_second"] / 1e9 for cell in cells]
+    axes.set_ylim(min(reached) / 10, 2 * max(roof.flops_per_second / 1e9 for roof in roofs.values()))
+    _legend(figure, axes)
     return figure
 
 
@@ -88,11 +97,14 @@ def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
 
 
 def _log_axis(axes: Axes) -> None:
-    """Make y logarithmic, with numbers that read as such, and a quiet grid."""
+    """Make y logarithmic, with numbers that read as such."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _quiet(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -102,5 +114,8 @@ def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, f
     axes.annotate(text, at, offset, textcoords="offset points", ha=align, va="bottom", fontsize=8)
 
 
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncol=columns, frameon=False, fontsize=9)
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    rows = math.ceil(len(names) * LEGEND_ENTRY / figure.get_figwidth())
+    columns = math.ceil(len(names) / rows)
+    figure.legend(handles, names, loc="outside upper left", ncol=columns, frameon=False, fontsize=9)

@@ -17,9 +17,9 @@ FEW = 8  # below, two halves of one steady series are apart more than one time i
 
 SPREAD = f"""\
 Spread: half the {CONFIDENCE:.0%} interval of the median (of order statistics; of fewer than 6 calls, their range), made
-wide enough for the medians of the first and the second half of the rounds; as a share of the median. Ratio and speed:
-the median over rounds of the quotient in one round, with its interval in parentheses. Two medians differ where their
-intervals do not overlap. unstable: those of the two halves do not; few: under {FEW} calls, too few to tell."""
+wide enough for the medians of the four quarters of the rounds; as a share of the median. Ratio and speed: the median
+over rounds of the quotient in one round, with its interval in parentheses. Two medians differ where their intervals do
+not overlap. unstable: those of the first and the second half do not; few: under {FEW} calls, too few to tell."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Series:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Where the median lies: its confidence interval, wide enough for the medians of both halves (drift)."""
+        """Where the median lies: its confidence interval, wide enough for the medians of all quarters (drift)."""
         ordered, rank = sorted(self.values), _rank(len(self.values))
-        medians = [half.median for half in self._halves]
+        medians = [quarter.median for quarter in self._parts(4)]
         return min(ordered[rank], *medians), max(ordered[-1 - rank], *medians)
 
     @cached_property
@@ -59,7 +59,7 @@ class Series:
         """Whether the second half repeats the first; None where the values are too few to tell."""
         if len(self.values) < FEW:
             return None
-        first, second = self._halves
+        first, second = self._parts(2)
         return not first.differs_from(second)
 
     def differs_from(self, other: Series) -> bool:
@@ -79,11 +79,9 @@ class Series:
             "low": low, "high": high, "spread": self.spread, "stable": self.stable,
         }  # fmt: skip
 
-    @cached_property
-    def _halves(self) -> tuple[Series, Series]:
-        """The first and the second half; of one value, that value twice."""
-        middle = len(self.values) // 2
-        return Series(self.values[:middle] or self.values), Series(self.values[middle:])
+    def _parts(self, number: int) -> list[Series]:
+        """Cut the values, in their order, into parts of about one length; none is empty."""
+        return [Series(tuple(part.tolist())) for part in np.array_split(self.values, number) if len(part)]
 
 
 def _rank(count: int) -> int:

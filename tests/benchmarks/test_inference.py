@@ -92,10 +92,10 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     assert main([*arguments, "--backends", *names, "--report", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Inference: demo\n")
-    for name in ("report", "report-roofline"):
-        assert f"![{name}]({name}.png)" in text
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert picture.width > 600
+    assert "![report-roofline](report-roofline.png)" in text
+    with Image.open(tmp_path / "report-roofline.png") as picture:
+        assert picture.width > 600
+    assert not (tmp_path / "report.png").exists(), "one size and batch are no grid"
     return json.loads((tmp_path / "report.json").read_text())
 
 
