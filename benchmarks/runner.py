@@ -19,7 +19,8 @@ SPREAD = f"""\
 Spread: half the {CONFIDENCE:.0%} interval of the median (of order statistics; of fewer than 6 calls, their range), made
 wide enough for the medians of the four quarters of the rounds; as a share of the median. Ratio and speed: the median
 over rounds of the quotient in one round, with its interval in parentheses. Two medians differ where their intervals do
-not overlap. unstable: those of the first and the second half do not; few: under {FEW} calls, too few to tell."""
+not overlap. unstable: those of the first and the second half do not, taken without that widening; few: under {FEW}
+calls, too few to tell."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Series:
     @cached_property
     def interval(self) -> tuple[float, float]:
         """Where the median lies: its confidence interval, wide enough for the medians of all quarters (drift)."""
-        ordered, rank = sorted(self.values), _rank(len(self.values))
+        low, high = self._interval_if_steady
         medians = [quarter.median for quarter in self._parts(4)]
-        return min(ordered[rank], *medians), max(ordered[-1 - rank], *medians)
+        return min(low, *medians), max(high, *medians)
 
     @cached_property
     def spread(self) -> float:
@@ -59,8 +60,8 @@ class Series:
         """Whether the second half repeats the first; None where the values are too few to tell."""
         if len(self.values) < FEW:
             return None
-        first, second = self._parts(2)
-        return not first.differs_from(second)
+        (low, high), (late_low, late_high) = (half._interval_if_steady for half in self._parts(2))
+        return low <= late_high and late_low <= high
 
     def differs_from(self, other: Series) -> bool:
         """Tell whether the intervals of two medians do not overlap."""
@@ -78,6 +79,12 @@ class Series:
             "count": len(self.values), "median": self.median, "q1": self.percentile(25), "q3": self.percentile(75),
             "low": low, "high": high, "spread": self.spread, "stable": self.stable,
         }  # fmt: skip
+
+    @cached_property
+    def _interval_if_steady(self) -> tuple[float, float]:
+        """The confidence interval of the median by order statistics."""
+        ordered, rank = sorted(self.values), _rank(len(self.values))
+        return ordered[rank], ordered[-1 - rank]
 
     def _parts(self, number: int) -> list[Series]:
         """Cut the values, in their order, into parts of about one length; none is empty."""
