@@ -30,7 +30,8 @@ part training-vit-b 150 "$python" -m benchmarks.training_step --device cuda --ba
 part training-demo 60 "$python" -m benchmarks.training_step --device cuda --backbone demo --repeats 10 \
     --report "$out/gpu-training-demo-$date"
 part inference 120 "$python" -m benchmarks.inference --device cuda --backbone "$vit" --seconds 0.3 \
-    --sizes 224 448 512 768 --batches 1 8 32 --backends eager-fp32 eager-tf32 eager-bf16 eager-fp16 graph-fp16 compiled-fp16 graph-compiled-fp16 \
+    --sizes 224 448 512 768 --batches 1 8 32 \
+    --backends eager-fp32 eager-tf32 eager-bf16 eager-fp16 graph-fp16 compiled-fp16 graph-compiled-fp16 \
     tensorrt-fp16 tensorrt-rtx-fp16 --report "$out/gpu-inference-$date"
 part inference-onnx 50 "$python" -m benchmarks.inference --device cuda --backbone "$vit" --sizes 448 --batches 1 \
     --backends eager-fp32 ort-fp32 --seconds 2 --report "$out/gpu-inference-onnx-$date"
