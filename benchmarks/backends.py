@@ -5,25 +5,25 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import Precision, tensor_float32
+from benchmarks.peaks import Precision, tensor_float32
 from benchmarks.plain_schedule import materialise_attention
 from benchmarks.training_step import recipe
 from toco.errors import TocoError
 from toco.manifest import Profile
 from toco.palette import UInt8Array
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, exported_model
-from toco_export.reduced import reduced_model
+from toco_export.reduced import product_layers, reduced_model
 from toco_train.model import ToCo
 
 CPU = torch.device("cpu")
@@ -31,6 +31,7 @@ WARMUP_CALLS = 3
 MAX_COMPILED_SIZES = 64
 
 OnnxKind = Literal["fp32", "fp16", "int8", "plain"]
+WeightKind = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Prepared:
         run: The call to time.
         precision: What its products run in; sets the peak that it is held against.
         device: Where they run.
+        weights: What its weights are kept in; sets the bytes that it must read.
     """
 
     run: Callable[[], object]
     precision: Precision
     device: torch.device
+    weights: WeightKind
 
     def __call__(self) -> object:
         """Segment the batch once."""
@@ -89,10 +92,27 @@ class Bench:
         """Count the floating-point operations of one image, attention written out: the counter misses a fused one."""
         model = copy.deepcopy(self.model)
         materialise_attention(model)
-        image = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=self.device)
+        image = torch.empty(1, size, size, 3, dtype=torch.uint8, device="meta")  # shapes alone: nothing is computed
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            ServedModel(model).to(self.device)(image)
+            ServedModel(model).to("meta")(image)
         return int(counter.get_total_flops())
+
+    @cached_property
+    def weight_bytes(self) -> dict[WeightKind, int]:
+        """The bytes of the weights that segment, by what they are kept in; int8 has those of linear layers in int8."""
+        linear = sum(layer.weight.numel() for _, layer in product_layers(self.model) if isinstance(layer, nn.Linear))
+        full, half = (_segmenting_bytes(model) for model in (self.model, reduced_model(self.model, "fp16")))
+        return {"fp32": full, "fp16": half, "int8": full - 3 * linear}
+
+    def least_bytes(self, images: Tensor, weights: WeightKind) -> int:
+        """Count the bytes that a batch must move: weights and images read once, labels and confidence written."""
+        return self.weight_bytes[weights] + images.nbytes + len(OUTPUT_NAMES) * images[..., 0].nbytes
+
+    def activation_bytes(self, size: int) -> int:
+        """Estimate the most that one image needs: attention's scores and logits at full size, twice each, in fp32."""
+        tokens = (size // self.model.patch_size) ** 2 + 1
+        heads: int = self.model.backbone.vit.blocks[0].attn.num_heads
+        return 4 * 2 * (heads * tokens**2 + (self.model.num_classes + 1) * size**2)
 
     def onnx_file(self, kind: OnnxKind) -> Path:
         """Export the graph, once for each kind, and return its file.
@@ -162,6 +182,10 @@ def noise(batch: int, size: int) -> UInt8Array:
     return np.random.default_rng(0).integers(256, size=(batch, size, size, 3), dtype=np.uint8)
 
 
+def _segmenting_bytes(model: ToCo) -> int:
+    return sum(weight.nbytes for part in (model.backbone, model.decoder) for weight in part.parameters())
+
+
 def _with_compiled_blocks(served: ServedModel) -> ServedModel:
     """Return a copy whose ViT blocks are compiled for each size: twelve alike, so one graph for all of them."""
     torch._dynamo.config.recompile_limit = MAX_COMPILED_SIZES
@@ -189,7 +213,8 @@ Prepare = Callable[[Bench, Tensor], Prepared]
 
 def on_device(precision: Precision, graph: Callable[[Bench], Callable[[Tensor], object]]) -> Prepare:
     """Run one of the bench's PyTorch graphs as it is."""
-    return lambda bench, images: Prepared(partial(graph(bench), images), precision, bench.device)
+    weights: WeightKind = "fp16" if precision == "fp16" else "fp32"
+    return lambda bench, images: Prepared(partial(graph(bench), images), precision, bench.device, weights)
 
 
 def autocast_bf16(bench: Bench, images: Tensor) -> Prepared:
@@ -199,7 +224,7 @@ def autocast_bf16(bench: Bench, images: Tensor) -> Prepared:
         with torch.autocast(bench.device.type, torch.bfloat16):
             return bench.full(images)
 
-    return Prepared(run, "bf16", bench.device)
+    return Prepared(run, "bf16", bench.device, "fp32")
 
 
 def cuda_graph(prepare: Prepare) -> Prepare:
@@ -223,7 +248,7 @@ def cuda_graph(prepare: Prepare) -> Prepare:
             graph.replay()
             return outputs
 
-        return Prepared(replay, call.precision, call.device)
+        return replace(call, run=replay)
 
     return capture
 
@@ -247,7 +272,8 @@ def onnx_runtime(kind: OnnxKind) -> Prepare:
             session.run_with_iobinding(binding)
             return value  # held here: on the CPU the binding only points into it
 
-        return Prepared(run, "fp16" if kind == "fp16" and on_gpu else "fp32", bench.device if on_gpu else CPU)
+        precision: Precision = "fp16" if kind == "fp16" and on_gpu else "fp32"
+        return Prepared(run, precision, bench.device if on_gpu else CPU, "fp32" if kind == "plain" else kind)
 
     return bind
 
@@ -263,7 +289,11 @@ def openvino(bench: Bench, images: Tensor) -> Prepared:
              "INFERENCE_PRECISION_HINT": "f32"}  # fmt: skip
     request = core.compile_model(model, "CPU", hints).create_infer_request()
     tensor = ov.Tensor(images.cpu().numpy())
-    return Prepared(lambda: request.infer({INPUT_NAME: tensor}, share_inputs=True, share_outputs=True), "fp32", CPU)
+
+    def run() -> object:
+        return request.infer({INPUT_NAME: tensor}, share_inputs=True, share_outputs=True)
+
+    return Prepared(run, "fp32", CPU, "fp32")
 
 
 def tensorrt(target: Literal["tensorrt", "tensorrt-rtx"]) -> Prepare:
@@ -283,7 +313,7 @@ def tensorrt(target: Literal["tensorrt", "tensorrt-rtx"]) -> Prepare:
                 raise TocoError(f"{target} does not run its engine at {tuple(images.shape)}")
             return tensors
 
-        return Prepared(run, "fp16", bench.device)
+        return Prepared(run, "fp16", bench.device, "fp16")
 
     return bind
 
@@ -305,4 +335,4 @@ BACKENDS: dict[str, Prepare] = {
     "tensorrt-fp16": tensorrt("tensorrt"),
     "tensorrt-rtx-fp16": tensorrt("tensorrt-rtx"),
 }
-SLOW_ON_A_CPU = {"eager-tf32", "eager-fp16", "compiled-fp16", "graph-fp16", "graph-compiled-fp16"}
+SLOW_ON_A_CPU = {"eager-bf16", "eager-tf32", "eager-fp16", "compiled-fp16", "graph-fp16", "graph-compiled-fp16"}

@@ -30,7 +30,9 @@ from torchvision.transforms.v2 import functional as TF
 
 import toco_train.data.augment
 import toco_train.data.loading
-from benchmarks.measuring import PhaseClock, interleaved, markdown_table, provenance, provenance_text, save_report
+from benchmarks.phase_clock import PhaseClock
+from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
+from benchmarks.runner import SPREAD, interleaved, ratio_cell, spread_cell
 from toco.command import run_command
 from toco_train.data.augment import Augmentation, AugmentationConfig, Views, _blurred
 from toco_train.data.classes import ClassList
@@ -57,12 +59,12 @@ STAGES = {
 }
 METHOD = """\
 CPU seconds of one thread (what else the machine does falls out, but for its caches), batch by batch in turn: median
-over {rounds} batches of {batch} images each after {warmup} for warming up, with the quartiles; the same images in the
-same order for all. Images a second per worker: the batch's images by that median. v1: Pillow pictures, torchvision's v1
-transforms, a rescale of the whole picture before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in
-the second row Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augment.
-Stages: {rounds} more batches with every call timed, mean milliseconds an image; the views are drawn at random, so a
-stage that is skipped now and then costs more when it runs. Last table: one call on a picture of the crop's size."""
+over {rounds} batches of {batch} images each after {warmup} for warming up; the same images in the same order for all.
+Images a second per worker: the batch's images by that median. v1: Pillow pictures, torchvision's v1 transforms, a
+rescale of the whole picture before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in the second row
+Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augment. Stages: {rounds}
+more batches with every call timed, mean milliseconds an image; the views are drawn at random, so a stage that is
+skipped now and then costs more when it runs. Last table: one call on a picture of the crop's size."""
 
 
 @dataclass(frozen=True)
@@ -180,15 +182,14 @@ def measure(source: DataSource, crop_size: int, rounds: int) -> dict[str, Any]:
     calls = batches_of(source, crop_size)
     interleaved(calls, CPU, WARMUP)
     seconds = interleaved(calls, CPU, rounds, time.thread_time)
-    quartiles = {name: np.percentile(times, [25, 50, 75]).tolist() for name, times in seconds.items()}
     file_size = np.mean([sample.image.stat().st_size for sample in source.train])
     return {
         "setting": {"crop": crop_size, "batch": BATCH_SIZE, "rounds": rounds,
                     "picture": f"{SIZE[0]} x {SIZE[1]} px, {file_size / 1000:.0f} KB"},
         "variants": {
-            name: {"q1_s": low, "median_s": middle, "q3_s": high, "images_per_second": BATCH_SIZE / middle,
-                   "seconds": seconds[name]}
-            for name, (low, middle, high) in quartiles.items()
+            name: {"time_s": times.as_json(), "speed": seconds["v1"].over(times).as_json(),
+                   "images_per_second": BATCH_SIZE / times.median, "seconds": times.values}
+            for name, times in seconds.items()
         },
         "stages_ms_per_image": stage_times(source, crop_size, rounds),
         "calls_ms": single_calls(source, crop_size),
@@ -269,7 +270,7 @@ def single_calls(source: DataSource, crop_size: int) -> dict[str, dict[str, floa
     seconds = interleaved({"/".join(key): call for key, call in calls.items()}, CPU, 15, time.thread_time)
     found: dict[str, dict[str, float]] = {}
     for name, kind in calls:
-        found.setdefault(name, {})[kind] = 1000 * float(np.median(seconds[f"{name}/{kind}"]))
+        found.setdefault(name, {})[kind] = 1000 * seconds[f"{name}/{kind}"].median
     return found
 
 
@@ -280,13 +281,13 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         [
             name,
             f"{row['images_per_second']:.1f}",
-            f"{1000 * row['median_s'] / BATCH_SIZE:.1f}",
-            f"{1000 * row['q1_s'] / BATCH_SIZE:.1f} to {1000 * row['q3_s'] / BATCH_SIZE:.1f}",
-            f"{found['v1']['median_s'] / row['median_s']:.2f}",
+            f"{1000 * row['time_s']['median'] / BATCH_SIZE:.1f}",
+            spread_cell(row["time_s"]),
+            ratio_cell(row["speed"]),
         ]
         for name, row in found.items()
     ]
-    headings = ("variant", "images/s per worker", "ms an image", "quartiles, ms", "speed against v1")
+    headings = ("variant", "images/s per worker", "ms an image", "spread", "speed against v1")
     stage_rows = [[stage, *(f"{times[stage]:.1f}" for times in stages.values())] for stage in (*STAGES, "rest")]
     stage_rows.append(["all", *(f"{sum(times.values()):.1f}" for times in stages.values())])
     call_rows = [
@@ -301,6 +302,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             markdown_table(("stage, ms an image", *stages), stage_rows),
             markdown_table((f"one call at {setting['crop']} px, ms", "Pillow picture", "uint8 tensor"), call_rows),
             METHOD.format(rounds=setting["rounds"], batch=setting["batch"], warmup=WARMUP),
+            SPREAD,
         ]
     )
 

@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measuring import cpu_name
+from benchmarks.reports import cpu_name
 from toco import __version__
 from toco.command import run_command
 from toco.errors import TocoError

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check and measurement that needs a GPU, on one machine with PyTorch and no network, in under nine minutes:
 #
-#     benchmarks/gpu.sh [FOLDER]     reports go there as gpu-WHAT-DATE.md and .json (default benchmarks/results)
+#     benchmarks/gpu.sh [FOLDER]     reports go there as gpu-WHAT-DATE.md, .json and pictures (default benchmarks/results)
 #
 # The limits add up to 515 s, of which serving, which needs the wheel nvidia-pytriton, takes 60. A part that fails or runs out of time does not stop the others; the exit status tells.
 set -uo pipefail
@@ -30,6 +30,7 @@ part training-vit-b 150 "$python" -m benchmarks.training_step --device cuda --ba
 part training-demo 60 "$python" -m benchmarks.training_step --device cuda --backbone demo --repeats 10 \
     --report "$out/gpu-training-demo-$date"
 part inference 120 "$python" -m benchmarks.inference --device cuda --backbone "$vit" --seconds 0.3 \
+    --sizes 224 448 512 768 --batches 1 8 32 \
     --backends eager-fp32 eager-tf32 eager-bf16 eager-fp16 graph-fp16 compiled-fp16 graph-compiled-fp16 \
     tensorrt-fp16 tensorrt-rtx-fp16 --report "$out/gpu-inference-$date"
 part inference-onnx 50 "$python" -m benchmarks.inference --device cuda --backbone "$vit" --sizes 448 --batches 1 \

@@ -1,10 +1,11 @@
-"""How fast the served graph runs: bytes in, mask out, over backends, sizes and batches.
+"""How fast the served graph runs: bytes in, mask out, over backends, sizes and batches, and beside what is possible.
 
     python -m benchmarks.inference --backbone demo --sizes 64 96 --batches 1 4 --device cpu
     python -m benchmarks.inference --backbone vit_base_patch16_224 --report benchmarks/results/NAME
 
 Images are noise that already lies where the backend reads it; weights are random. Backends take turns at each size and
-batch. One that cannot run here is left out, with its reason.
+batch. One that cannot run here is left out, and so is a size and batch that takes too long or too much memory, with
+the reason.
 """
 
 from __future__ import annotations
@@ -17,77 +18,67 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.backends import BACKENDS, SLOW_ON_A_CPU, WARMUP_CALLS, Bench, Prepared, noise
-from benchmarks.measuring import (
-    gemm_peak,
-    interleaved,
-    markdown_table,
-    one_line,
-    provenance,
-    provenance_text,
-    save_report,
-    timed_call,
-)
+from benchmarks.inference_charts import grid_chart, roofline_chart
+from benchmarks.inference_report import as_markdown
+from benchmarks.peaks import Roofline, gemm_peak, memory_peak
+from benchmarks.reports import one_line, provenance, save_report
+from benchmarks.runner import Series, interleaved, warm_up
 from benchmarks.training_step import add_network_arguments
 from toco.command import run_command
 from toco.manifest import Profile, Shape
+from toco.memory import available_memory
+from toco_train.charts import save_figure
 
-MIN_CALLS, MAX_CALLS = 3, 200
+MIN_CALLS, MAX_CALLS = 8, 200
 MIN_CALLS_FOR_P99 = 50
 REFERENCE = "ort-fp32"
 
-METHOD = """\
-Each call is timed from the host, from an idle device to an idle device: the latency of one batch, with input and output
-where the backend has them (host memory for ONNX Runtime on the CPU). Backends take turns at each size and batch:
-{least} to {most} calls each, about {seconds:g} s of them, after {warmup} to warm up; p99 where there are {p99} calls.
-A backend that takes more than {limit:g} s a call is not timed at larger sizes. fp32: TF32 off; tf32: on; bf16:
-autocast; fp16: the network that toco-export --fp16 writes (ONNX Runtime on the CPU computes it in fp32); int8: all
-linear layers, as toco-export --precision int8 writes them where its gate allows. ort: ONNX Runtime; ort-plain: on what
-torch.onnx.export alone writes of the same network; openvino: on the file of ort-fp32. compiled: torch.compile of each
-ViT block alone, for each size. graph: replayed as one CUDA graph. Spread: half the distance between the quartiles, of
-the median. Speed: the median of {reference} at that size and batch over this one's. FLOPs: multiply-adds times 2 of
-products and convolutions. Peak: a square product on the same processor, measured in this run: of the same type, but
-for int8 that of fp32."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Time the backends over the grid and print the table."""
+    """Time the backends over the grid and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_network_arguments(parser)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 448, 512], help="image sides, in pixels")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 448, 512, 768], help="image sides, in pixels")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 16, 32], help="images at a time")
     parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), help="rows (default: what suits the device)")
     parser.add_argument("--seconds", type=float, default=0.5, help="calls of each backend at each size and batch")
-    parser.add_argument("--call-limit", type=float, default=1.0, help="seconds a call that end a backend's turn")
-    parser.add_argument("--report", type=Path, help="write the table there, as .json and .md; kept up to date")
+    parser.add_argument("--call-limit", type=float, default=1.0, help="seconds a call beyond which nothing is timed")
+    parser.add_argument("--report", type=Path, help="write there .json and .md, kept up to date, and last the pictures")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     names = arguments.backends or [n for n in BACKENDS if device.type == "cuda" or n not in SLOW_ON_A_CPU]
-    grid = [(size, batch) for size in arguments.sizes for batch in arguments.batches]
-    cells = sorted(grid, key=lambda cell: cell[0] ** 2 * cell[1])
-    result: dict[str, Any] = {
-        "provenance": provenance(device, "benchmarks.inference", argv),
-        "setting": {"backbone": arguments.backbone, "seconds": arguments.seconds, "call_limit": arguments.call_limit},
-        "cells": [],
-        "gemm_flops_per_second": {},
-        "left_out": {},
-    }
+    cells = [(size, batch) for size in arguments.sizes for batch in arguments.batches]
+    origin = provenance(device, "benchmarks.inference", argv)  # first: the load average is that before our own
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.backbone, device, profile_of(cells), Path(folder))
-        result["flops_per_image"] = {size: bench.flops_per_image(size) for size in arguments.sizes}
-        for size, batch in cells:
-            measure_cell(bench, names, size, batch, result)
+        grid = Grid(bench, names, arguments.sizes, seconds=arguments.seconds, call_limit=arguments.call_limit)
+        for size, batch in sorted(cells, key=lambda cell: grid.flops(*cell)):
+            grid.measure(size, batch)
+            result = {"provenance": origin, "backbone": arguments.backbone, **grid.as_json()}
             if arguments.report:
                 save_report(arguments.report, result, as_markdown(result))
-    print(as_markdown(result))
+    pictures = draw(result, arguments.report) if arguments.report and grid.cells else []
+    text = as_markdown(result, pictures)
+    print(text)
+    if arguments.report:
+        save_report(arguments.report, result, text)
     return 0
+
+
+def draw(result: Mapping[str, Any], report: Path) -> list[Path]:
+    """Draw the pictures beside a report and return them: the roofline, and the grid where it is more than one cell."""
+    charts = {"-roofline": roofline_chart}
+    if len({(cell["size"], cell["batch"]) for cell in result["cells"]}) > 1:
+        charts = {"": grid_chart, **charts}
+    return [save_figure(chart(result), report.with_name(report.name + name))[0] for name, chart in charts.items()]
 
 
 def profile_of(cells: Sequence[tuple[int, int]]) -> Profile:
     """Return the range of an engine that takes every cell, tuned for the one in the middle."""
+    cells = sorted(cells, key=lambda cell: cell[0] ** 2 * cell[1])
     sizes, batches = zip(*cells, strict=True)
 
     def shape(size: int, batch: int) -> Shape:
@@ -100,98 +91,144 @@ def profile_of(cells: Sequence[tuple[int, int]]) -> Profile:
     )
 
 
-def measure_cell(bench: Bench, names: Sequence[str], size: int, batch: int, result: dict[str, Any]) -> None:
-    """Time every backend that is still in on one size and batch, and add what was found to the result."""
-    images = torch.from_numpy(noise(batch, size)).to(bench.device)
-    seconds, limit = result["setting"]["seconds"], result["setting"]["call_limit"]
-    calls: dict[str, Prepared] = {}
-    repeats: dict[str, int] = {}
-    for name in names:
-        if name in result["left_out"]:
-            continue
-        try:
-            call = BACKENDS[name](bench, images)
-            once = [timed_call(call, bench.device) for _ in range(WARMUP_CALLS)][-1]
-        except Exception as error:  # each library has its own families; whatever it is, the others are still timed
-            result["left_out"][name] = one_line(error)
-            continue
-        calls[name], repeats[name] = call, min(MAX_CALLS, max(MIN_CALLS, round(seconds / once)))
-        if once > limit:
-            result["left_out"][name] = f"sizes beyond {size} px, batch {batch}, where one call took {once:.1f} s"
-    times = interleaved(calls, bench.device, repeats)
-    flops = batch * result["flops_per_image"][size]
-    for name, call in calls.items():
-        peak = _peak(result["gemm_flops_per_second"], call)
-        result["cells"].append(
-            {"size": size, "batch": batch, "backend": name, "device": call.device.type,
-             **summary(times[name], batch=batch, flops=flops, peak=peak)}
-        )  # fmt: skip
-    calls.clear()
-    gc.collect()  # captured graphs hold their memory until they go
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
+class Grid:
+    """Backends over sizes and batches: what was found, what is left out, and the machine's peaks meanwhile.
+
+    Args:
+        bench: The network.
+        names: Backends.
+        sizes: Image sides in pixels.
+        seconds: Of calls of each backend at each size and batch, within ``MIN_CALLS`` and ``MAX_CALLS``.
+        call_limit: Seconds a call beyond which a backend is not timed.
+
+    Attributes:
+        cells: A row of the table each.
+    """
+
+    def __init__(
+        self, bench: Bench, names: Sequence[str], sizes: Sequence[int], *, seconds: float, call_limit: float
+    ) -> None:
+        self.cells: list[dict[str, Any]] = []
+        self._bench, self._names, self._seconds, self._call_limit = bench, names, seconds, call_limit
+        self._reference = REFERENCE if REFERENCE in names else names[0]
+        self._flops = {size: bench.flops_per_image(size) for size in sizes}
+        self._rates: dict[str, float] = {}  # the most operations a second of each so far
+        self._failed: dict[str, str] = {}
+        self._skipped: list[dict[str, Any]] = []
+        self._gemm_peaks: dict[str, list[float]] = {}
+        self._memory_peaks: dict[str, list[float]] = {}
+
+    def flops(self, size: int, batch: int) -> int:
+        """Return the operations of a batch."""
+        return batch * self._flops[size]
+
+    def measure(self, size: int, batch: int) -> None:
+        """Time every backend that is still in on one size and batch; begin with the least work."""
+        device = self._bench.device
+        images = torch.from_numpy(noise(batch, size)).to(device)
+        calls: dict[str, Prepared] = {}
+        repeats: dict[str, int] = {}
+        for name in self._names:
+            if name in self._failed:
+                continue
+            if reason := self._too_much(name, size, batch):
+                self._skip(name, size, batch, reason)
+                continue
+            try:
+                call = BACKENDS[name](self._bench, images)
+                once = warm_up(call, device, WARMUP_CALLS)
+            except Exception as error:  # each library has its own families; whatever it is, the others are still timed
+                where = f"from {size} px, batch {batch}: " if name in self._rates else ""
+                self._failed[name] = where + one_line(error)
+                continue
+            self._rates[name] = max(self._rates.get(name, 0.0), self.flops(size, batch) / once)
+            if once > self._call_limit:
+                self._skip(name, size, batch, f"{once:.1f} s a call")
+                continue
+            calls[name], repeats[name] = call, min(MAX_CALLS, max(MIN_CALLS, round(self._seconds / once)))
+        rooflines = self._rooflines(calls)
+        times = interleaved(calls, device, repeats)
+        for name, call in calls.items():
+            reference = times.get(self._reference)
+            moved = self._bench.least_bytes(images, call.weights)
+            self.cells.append(
+                {"size": size, "batch": batch, "backend": name, "device": call.device.type,
+                 "precision": call.precision, "speed": reference and reference.over(times[name]).as_json(),
+                 **summary(times[name], batch, self.flops(size, batch), moved, rooflines[name])}
+            )  # fmt: skip
+        calls.clear()
+        gc.collect()  # captured graphs hold their memory until they go
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all that is known so far."""
+        return {
+            "setting": {"seconds": self._seconds, "call_limit": self._call_limit, "reference": self._reference,
+                        "warmup_calls": WARMUP_CALLS, "min_calls": MIN_CALLS, "max_calls": MAX_CALLS,
+                        "min_calls_for_p99": MIN_CALLS_FOR_P99},
+            "cells": self.cells,
+            "gemm_flops_per_second": self._gemm_peaks,
+            "memory_bytes_per_second": self._memory_peaks,
+            "flops_per_image": self._flops,
+            "left_out": self._failed,
+            "skipped": self._skipped,
+        }  # fmt: skip
+
+    def _too_much(self, name: str, size: int, batch: int) -> str | None:
+        """Return why a backend is not even tried: by its best rate it takes too long, or the memory may not do."""
+        expected = self.flops(size, batch) / self._rates.get(name, float("inf"))
+        if expected > self._call_limit:
+            return f"about {expected:.1f} s a call"
+        if self._bench.device.type == "cuda":
+            return None  # too little memory is an error there, and ends nothing
+        needed, available = batch * self._bench.activation_bytes(size), available_memory()
+        if available is not None and needed > available:
+            return f"up to {needed / 2**30:.1f} GiB of activations, {available / 2**30:.1f} are free"
+        return None
+
+    def _skip(self, name: str, size: int, batch: int, reason: str) -> None:
+        self._skipped.append({"backend": name, "size": size, "batch": batch, "reason": reason})
+
+    def _rooflines(self, calls: dict[str, Prepared]) -> dict[str, Roofline]:
+        """Measure the peaks that calls are held against, once each."""
+        gemm, memory = {}, {}
+        for call in calls.values():
+            place = call.device.type
+            if place not in memory:
+                memory[place] = memory_peak(call.device)
+                self._memory_peaks.setdefault(place, []).append(memory[place])
+            key = f"{call.precision} on {place}"
+            if key not in gemm:
+                gemm[key] = gemm_peak(call.device, call.precision)
+                self._gemm_peaks.setdefault(key, []).append(gemm[key])
+        return {name: Roofline(gemm[f"{call.precision} on {call.device.type}"], memory[call.device.type])
+                for name, call in calls.items()}  # fmt: skip
 
 
-def _peak(known: dict[str, float], call: Prepared) -> float:
-    """Return the product peak that a call is held against, measured when it is first asked for."""
-    key = f"{call.precision} on {call.device.type}"
-    if key not in known:
-        known[key] = gemm_peak(call.device, call.precision)
-    return known[key]
+def summary(seconds: Series, batch: int, flops: int, moved: int, roofline: Roofline) -> dict[str, Any]:
+    """Reduce the times of a backend to what the tables show.
 
-
-def summary(seconds: Sequence[float], *, batch: int, flops: int, peak: float) -> dict[str, Any]:
-    """Reduce the times of a backend to what the table shows."""
-    low, middle, high, late = (float(q) for q in np.percentile(seconds, [25, 50, 75, 99]))
+    Args:
+        seconds: Of its calls.
+        batch: Images in each.
+        flops: Operations in each.
+        moved: Bytes that each must move.
+        roofline: What the machine does at most.
+    """
+    bound = roofline.bound(flops / moved)
     return {
-        "calls": len(seconds),
-        "median_s": middle,
-        "spread": (high - low) / 2 / middle,
-        "p99_s": late if len(seconds) >= MIN_CALLS_FOR_P99 else None,
-        "images_per_second": batch / middle,
-        "flops_per_second": flops / middle,
-        "share_of_gemm_peak": flops / middle / peak,
+        "time_s": seconds.as_json(),
+        "p99_s": seconds.percentile(99) if len(seconds.values) >= MIN_CALLS_FOR_P99 else None,
+        "images_per_second": batch / seconds.median,
+        "flops": flops,
+        "least_bytes": moved,
+        "intensity": flops / moved,
+        "bound_flops_per_second": bound,
+        "bound_by": "products" if bound == roofline.flops_per_second else "memory",
+        "flops_per_second": flops / seconds.median,
+        "efficiency": flops / seconds.median / bound,
     }
-
-
-def as_markdown(result: Mapping[str, Any]) -> str:
-    """Return the table, with what it was measured on and how."""
-    reference = {(c["size"], c["batch"]): c["median_s"] for c in result["cells"] if c["backend"] == REFERENCE}
-    rows = [
-        [f"{cell['size']} px, batch {cell['batch']}", cell["backend"], cell["device"], str(cell["calls"]),
-         f"{1e3 * cell['median_s']:.2f}", f"± {cell['spread']:.1%}", _speed(reference, cell),
-         "" if cell["p99_s"] is None else f"{1e3 * cell['p99_s']:.2f}", f"{cell['images_per_second']:.1f}",
-         f"{cell['share_of_gemm_peak']:.0%}"]
-        for cell in result["cells"]
-    ]  # fmt: skip
-    headings = (
-        "input",
-        "backend",
-        "on",
-        "calls",
-        "median, ms",
-        "spread",
-        "speed",
-        "p99, ms",
-        "images/s",
-        "of the product peak",
-    )
-    setting = result["setting"]
-    peaks = ", ".join(f"{name} {peak / 1e12:.3g}" for name, peak in result["gemm_flops_per_second"].items())
-    return "\n\n".join([
-        f"# Inference: {setting['backbone']}",
-        provenance_text(result["provenance"]),
-        markdown_table(headings, rows),
-        f"Peak of a square product, TFLOP/s: {peaks}.",
-        *(f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()),
-        METHOD.format(least=MIN_CALLS, most=MAX_CALLS, seconds=setting["seconds"], warmup=WARMUP_CALLS,
-                      p99=MIN_CALLS_FOR_P99, reference=REFERENCE, limit=setting["call_limit"]),
-    ])  # fmt: skip
-
-
-def _speed(reference: Mapping[tuple[int, int], float], cell: Mapping[str, Any]) -> str:
-    seconds = reference.get((cell["size"], cell["batch"]))
-    return "" if seconds is None else f"{seconds / cell['median_s']:.2f}"
 
 
 if __name__ == "__main__":

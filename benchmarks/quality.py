@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.measuring import markdown_table, provenance, provenance_text, save_report
+from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
 from toco.command import run_command
 from toco.errors import TocoError
 from toco_train.analysis import BlockSimilarity, run_subject, similarity_by_block

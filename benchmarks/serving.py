@@ -27,14 +27,10 @@ from PIL import Image
 
 from benchmarks.backends import CPU, noise
 from benchmarks.load import Load, closed_loop, open_loop
-from benchmarks.measuring import (
-    gemm_peak,
-    interleaved,
-    markdown_table,
-    provenance,
-    provenance_text,
-    save_report,
-)
+from benchmarks.peaks import gemm_peak
+from benchmarks.perf_analyzer import second_opinion
+from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
+from benchmarks.runner import SPREAD, Series, interleaved, ratio_cell, spread_cell, warm_up
 from benchmarks.training_step import add_network_arguments, recipe
 from toco.command import run_command
 from toco_export.config import ExportConfig, resolve_profile
@@ -55,11 +51,12 @@ METHOD = """\
 One at a time: the four calls take turns, {repeats} rounds after {warmup} to warm up. in process: ONNX Runtime on the
 exported file with the options of the server ({threads} threads, which sleep between calls). toco: the same image as a
 tensor by gRPC. decode: this process decodes a JPEG of {width} x {height} px, resizes it to the network's size, and the
-answer back. toco_image: the same JPEG by gRPC. Ratio: the median over rounds of the quotient in one round, with
-quartiles: toco over in process, toco_image over in process + decode. Closed loop: each client sends its next image when
-the last is answered; batched: in this process, batches of {batch}. Open loop: images arrive at random (Poisson) at a
-share of the highest closed-loop rate; their time begins when they are due. {seconds:g} s each; the clients use the same
-processors as the server. All images are noise."""
+answer back. toco_image: the same JPEG by gRPC. Ratio: toco over in process, toco_image over in process + decode. Closed
+loop: each client sends its next image when the last is answered; batched: in this process, batches of {batch}. Open
+loop: images arrive at random (Poisson) at a share of the highest closed-loop rate; their time begins when they are due.
+{seconds:g} s each; the clients use the same processors as the server. Under load the rounds of the spread are the
+answers, in their order. All images are noise. perf_analyzer: NVIDIA's, the same closed loop on the same server, in
+windows of that length until three agree."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each load")
     parser.add_argument("--report", type=Path, help="write the tables there, as .json, .md and .png")
     arguments = parser.parse_args(argv)
+    extremes = sorted({min(arguments.clients), max(arguments.clients)})
     found = provenance(CPU, "benchmarks.serving", argv)  # first: the load average is that before our own
     found["versions"] |= {"onnxruntime": onnxruntime.__version__}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -88,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "ready_s": ready_s,
                 "one_at_a_time": bench.one_at_a_time(arguments.repeats),
                 **bench.loads(arguments.clients, arguments.seconds),
+                "perf_analyzer": second_opinion(triton.grpc_url, size, extremes, arguments.seconds),
                 "gemm_flops_per_second": gemm_peak(CPU, "fp32"),
             }  # fmt: skip
     text = as_markdown(result)
@@ -141,16 +140,19 @@ class Bench:
             "toco_image": lambda: client.segment(self._photograph),
         }
         for call in calls.values():
-            for _ in range(WARMUP_CALLS):
-                call()
-        seconds = {name: np.array(times) for name, times in interleaved(calls, CPU, repeats).items()}
-        alone = seconds["in process"]
-        ratios = {"toco": seconds["toco"] / alone, "toco_image": seconds["toco_image"] / (alone + seconds["decode"])}
-        return {
-            "seconds": {name: times.tolist() for name, times in seconds.items()},
-            "ratios": {name: np.percentile(ratio, [25, 50, 75]).tolist() for name, ratio in ratios.items()},
-            "added_ms": 1e3 * float(np.median(seconds["toco"] - alone)),
+            warm_up(call, CPU, WARMUP_CALLS)
+        seconds = interleaved(calls, CPU, repeats)
+        alone, decode, toco = (np.array(seconds[name].values) for name in ("in process", "decode", "toco"))
+        ratios = {
+            "toco": seconds["toco"].over(seconds["in process"]),
+            "toco_image": seconds["toco_image"].over(Series(tuple(alone + decode))),
         }
+        return {
+            "calls": {name: {"time_s": times.as_json(), "p90_s": times.percentile(90), "p99_s": times.percentile(99),
+                             "seconds": times.values} for name, times in seconds.items()},
+            "ratios": {name: ratio.as_json() for name, ratio in ratios.items()},
+            "added_ms": 1e3 * Series(tuple(toco - alone)).median,
+        }  # fmt: skip
 
     def loads(self, num_clients: Sequence[int], seconds: float) -> dict[str, Any]:
         """Put load on the server, of either kind, and see what the session does in batches."""
@@ -188,24 +190,26 @@ def _photograph() -> bytes:
 
 def _figures(load: Load) -> dict[str, Any]:
     return {"answers": len(load.latencies_s), "failures": load.failures, "images_per_second": load.throughput,
+            "latency_s": Series(load.latencies_s).as_json() if load.latencies_s else None,
             **{f"p{percent}_ms": load.percentile_ms(percent) for percent in (50, 90, 99)}}  # fmt: skip
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Return the tables, with what they were measured on and how."""
     setting, alone = result["setting"], result["one_at_a_time"]
-    ratios = {name: f"{middle:.3f} ({low:.3f} to {high:.3f})" for name, (low, middle, high) in alone["ratios"].items()}
+    ratios = {name: ratio_cell(found) for name, found in alone["ratios"].items()}
     single = [
-        [name, *(f"{1e3 * np.percentile(times, percent):.2f}" for percent in (50, 90, 99)), ratios.get(name, "")]
-        for name, times in alone["seconds"].items()
-    ]
-    headings = ("images/s", "p50, ms", "p90, ms", "p99, ms", "answers", "failures")
+        [name, f"{1e3 * found['time_s']['median']:.2f}", spread_cell(found["time_s"]), f"{1e3 * found['p90_s']:.2f}",
+         f"{1e3 * found['p99_s']:.2f}", ratios.get(name, "")]
+        for name, found in alone["calls"].items()
+    ]  # fmt: skip
+    headings = ("images/s", "p50, ms", "spread", "p90, ms", "p99, ms", "answers", "failures")
     width, height = PHOTOGRAPH_SIDES
     return "\n\n".join([
         f"# Serving: {setting['backbone']} at {setting['size']} px",
         provenance_text(result["provenance"]),
         "## One at a time",
-        markdown_table(("call", "p50, ms", "p90, ms", "p99, ms", "ratio"), single),
+        markdown_table(("call", "p50, ms", "spread", "p90, ms", "p99, ms", "ratio"), single),
         f"gRPC adds {alone['added_ms']:.2f} ms (median over rounds). The server was ready, its model warm, after "
         f"{result['ready_s']:.1f} s.",
         "## Closed loop, tensors by gRPC",
@@ -214,17 +218,35 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         f"the server's best is {result['share_of_batched']:.2f} of that.",
         "## Open loop, tensors by gRPC",
         markdown_table(("load", *headings), _rows(result["open_loop"])),
+        "## perf_analyzer",
+        _second_opinion(result),
         METHOD.format(repeats=setting["repeats"], warmup=WARMUP_CALLS, threads=setting["threads"], width=width,
                       height=height, batch=setting["batch"], seconds=setting["seconds"]),
+        SPREAD,
     ])  # fmt: skip
 
 
 def _rows(loads: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return [
-        [name, f"{load['images_per_second']:.2f}", *(f"{load[f'p{percent}_ms']:.1f}" for percent in (50, 90, 99)),
+        [name, f"{load['images_per_second']:.2f}", f"{load['p50_ms']:.1f}",
+         spread_cell(load["latency_s"]) if load["latency_s"] else "", f"{load['p90_ms']:.1f}", f"{load['p99_ms']:.1f}",
          str(load["answers"]), str(load["failures"])]
         for name, load in loads.items()
     ]  # fmt: skip
+
+
+def _second_opinion(result: Mapping[str, Any]) -> str:
+    """Return what perf_analyzer says of the closed loop beside what we do, or why it says nothing."""
+    opinion = result["perf_analyzer"]
+    if "reason" in opinion:
+        return f"No second opinion: {opinion['reason']}."
+    rows = [
+        [number, *(f"{found[key]:.{digits}f}" for key, digits in (("images_per_second", 2), ("p50_ms", 1))
+                   for found in (result["closed_loop"][number], theirs))]
+        for number, theirs in opinion["clients"].items()
+    ]  # fmt: skip
+    headings = ("clients", "images/s, ours", "perf_analyzer", "p50 in ms, ours", "perf_analyzer")
+    return markdown_table(headings, rows)
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Literal
 from unittest.mock import patch
 
@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import toco_train.step
 from benchmarks.data_loading import write_pictures
-from benchmarks.measuring import DTYPES, PhaseClock, Precision, synchronise, tensor_float32
+from benchmarks.peaks import DTYPES, Precision, tensor_float32
+from benchmarks.phase_clock import PhaseClock
 from benchmarks.plain_schedule import PlainTokenContrast, materialise_attention
+from benchmarks.runner import Series, interleaved, synchronise
 from toco_train.config import TrainConfig
 from toco_train.data.augment import Augmentation
 from toco_train.data.loading import Batch, training_batches
@@ -108,7 +110,7 @@ def noise_batch(config: TrainConfig, device: torch.device) -> Batch:
 def phase_seconds(run: TrainingRun, device: torch.device, repeats: int) -> dict[str, float]:
     """Take steps of ours apart: the median seconds of each phase."""
     steps = [_phases_of_one_step(run, device, time.perf_counter) for _ in range(repeats)]
-    return {name: median(step[name] for step in steps) for name in steps[0]}
+    return {name: Series(tuple(step[name] for step in steps)).median for name in steps[0]}
 
 
 def phase_flops(schedule: Schedule, config: TrainConfig, model: ToCo, batch: Batch) -> dict[str, float]:
@@ -157,11 +159,7 @@ def loading_rate(config: TrainConfig, batches: int = 6) -> float:
                 write_pictures(Path(folder), 16), augmentation, batch_size=config.batch_size, num_workers=0, seed=0
             )
             next(stream)
-            seconds = []
-            for _ in range(batches):
-                began = time.thread_time()
-                next(stream)
-                seconds.append(time.thread_time() - began)
+            seconds = interleaved({"batch": partial(next, stream)}, torch.device("cpu"), batches, time.thread_time)
     finally:
         torch.set_num_threads(threads)
-    return config.batch_size / median(seconds)
+    return config.batch_size / seconds["batch"].median

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,9 @@ import numpy as np
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.measuring import (
-    Precision,
-    gemm_peak,
-    interleaved,
-    markdown_table,
-    one_line,
-    provenance,
-    provenance_text,
-    save_report,
-    synchronise,
-)
+from benchmarks.peaks import Precision, gemm_peak
+from benchmarks.reports import markdown_table, one_line, provenance, provenance_text, save_report
+from benchmarks.runner import SPREAD, Series, interleaved, ratio_cell, spread_cell, synchronise, warm_up
 from benchmarks.step_parts import (
     NUM_CLASSES,
     TrainingRun,
@@ -59,15 +52,14 @@ VARIANTS = {
 }
 METHOD = """\
 Variants take turns, step by step, in one process; each step is timed from the host with the device synchronised before
-and after. Median over {repeats} rounds after {warmup} warm-up steps, with the quartiles; speed: the median over rounds
-of the first variant's step divided by this one's in the same round. plain: the published order of computation
-(benchmarks/plain_schedule.py), same loss functions; materialised: attention without a fused kernel; fp32: TF32 off;
-tf32: on for products and convolutions; bf16: autocast; compiled: torch.compile of the ViT blocks, one graph a shape;
-checkpointed: activations computed again in the backward pass. FLOPs: multiply-adds times 2 of products and
-convolutions, counted on one step with attention written out (so nothing that a fused kernel or a checkpoint recomputes
-counts). Peak: a square product of the same type, the median of one before each round. {memory} Phases: separate steps,
-synchronised at every border, so their sum is more than the step above. Batch: noise, image i has 1 + i % 2 classes; no
-loading. Loading: photographs of 500 x 375 px, one thread of this host, CPU seconds."""
+and after: {repeats} rounds after {warmup} warm-up steps. Speed: the first variant's step divided by this one's. plain:
+the published order of computation (benchmarks/plain_schedule.py), same loss functions; materialised: attention without
+a fused kernel; fp32: TF32 off; tf32: on for products and convolutions; bf16: autocast; compiled: torch.compile of the
+ViT blocks, one graph a shape; checkpointed: activations computed again in the backward pass. FLOPs: multiply-adds
+times 2 of products and convolutions, counted on one step with attention written out (so nothing that a fused kernel or
+a checkpoint recomputes counts). Peak: a square product of the same type, the median of one before each round. {memory}
+Phases: separate steps, synchronised at every border, so their sum is more than the step above. Batch: noise, image i
+has 1 + i % 2 classes; no loading. Loading: photographs of 500 x 375 px, one thread of this host, CPU seconds."""
 MEMORY = {
     "cuda": "Memory: the variant's own state and the most that one step allocates beside it.",
     "cpu": "Memory: the most that a process holds that takes two steps of the variant alone, libraries included.",
@@ -126,8 +118,7 @@ def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, 
         before = allocated_bytes(device)
         try:
             run = TrainingRun(VARIANTS[name], config, model, batch)
-            for _ in range(WARMUP_STEPS):
-                run.step()
+            warm_up(run.step, device, WARMUP_STEPS)
             memory[name] = gpu_memory(run, device, before) if device.type == "cuda" else process_memory(name, config)
         except Exception as error:  # no compiler on this machine, or too little memory: time the others
             left_out[name] = one_line(error)
@@ -136,12 +127,12 @@ def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, 
         graphs[name] = counters["stats"]["unique_graphs"] - sum(graphs.values())
     precisions: set[Precision] = {run.variant.precision for run in runs.values()}
     peaks: dict[Precision, list[float]] = {precision: [] for precision in sorted(precisions)}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for precision, found in peaks.items():
-            found.append(gemm_peak(device, precision))
-        for name, times in interleaved({name: run.step for name, run in runs.items()}, device, 1).items():
-            seconds[name] += times
+
+    def find_peak(precision: Precision) -> None:
+        peaks[precision].append(gemm_peak(device, precision))
+
+    turns: dict[str, Callable[[], object]] = {precision: partial(find_peak, precision) for precision in peaks}
+    seconds = interleaved(turns | {name: run.step for name, run in runs.items()}, device, repeats)
     peak = {precision: float(np.median(found)) for precision, found in peaks.items()}
     compiled_late = counters["stats"]["unique_graphs"] - sum(graphs.values())
     return {
@@ -164,13 +155,11 @@ def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, 
     }  # fmt: skip
 
 
-def summary(seconds: Sequence[float], first: Sequence[float], *, flops: float, peak: float) -> dict[str, Any]:
+def summary(seconds: Series, first: Series, *, flops: float, peak: float) -> dict[str, Any]:
     """Reduce the times of a variant to what the table shows; the times themselves stay in the JSON."""
-    low, middle, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
-    ratios = np.asarray(first) / np.asarray(seconds)
-    return {"median_s": middle, "q1_s": low, "q3_s": high, "speed": float(np.median(ratios)), "flops": flops,
-            "flops_per_second": flops / middle, "share_of_gemm_peak": flops / middle / peak,
-            "seconds": list(seconds)}  # fmt: skip
+    return {"time_s": seconds.as_json(), "speed": first.over(seconds).as_json(), "flops": flops,
+            "flops_per_second": flops / seconds.median, "share_of_gemm_peak": flops / seconds.median / peak,
+            "seconds": seconds.values}  # fmt: skip
 
 
 def allocated_bytes(device: torch.device) -> int:
@@ -207,9 +196,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     rows = [
         [
             name,
-            f"{1e3 * found['median_s']:.1f}",
-            f"{1e3 * found['q1_s']:.1f} to {1e3 * found['q3_s']:.1f}",
-            f"{found['speed']:.2f}",
+            f"{1e3 * found['time_s']['median']:.1f}",
+            spread_cell(found["time_s"]),
+            ratio_cell(found["speed"]),
             f"{found['flops'] / 1e12:.3g}",
             f"{found['flops_per_second'] / 1e12:.3g}",
             f"{found['share_of_gemm_peak']:.0%}",
@@ -219,7 +208,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         for name, found in variants.items()
     ]
     title = f"# Training step: {setting['backbone']}, {setting['size']} px, batch {setting['batch']}"
-    headings = ("variant", "median, ms", "quartiles, ms", f"speed against {next(iter(variants), None)}",
+    headings = ("variant", "median, ms", "spread", f"speed against {next(iter(variants), None)}",
                 "TFLOP a step", "TFLOP/s", "of the product peak", "peak memory, GiB", "graphs")  # fmt: skip
     text = [title, provenance_text(result["provenance"]), markdown_table(headings, rows)]
     text += [phase_table(result, name, times) for name, times in result["phases"].items()]
@@ -233,6 +222,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         text.append(f"Graphs compiled in the timed steps: {result['graphs_compiled_in_timed_steps']}.")
     text += [f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()]
     text.append(METHOD.format(repeats=setting["repeats"], warmup=WARMUP_STEPS, memory=MEMORY[setting["device"]]))
+    text.append(SPREAD)
     return "\n\n".join(text)
 
 
@@ -256,8 +246,8 @@ def phase_table(result: Mapping[str, Any], name: str, times: Mapping[str, float]
 def loading_line(result: Mapping[str, Any]) -> str:
     """Return the sentence that sets the loader's rate against the fastest step's appetite."""
     rate = result["images_per_second_per_loading_process"]
-    name, fastest = min(result["variants"].items(), key=lambda item: item[1]["median_s"])
-    appetite = result["setting"]["batch"] / fastest["median_s"]
+    name, fastest = min(result["variants"].items(), key=lambda item: item[1]["time_s"]["median"])
+    appetite = result["setting"]["batch"] / fastest["time_s"]["median"]
     return (
         f"Loading: one process makes {rate:.1f} images a second; the fastest step ({name}) eats {appetite:.1f}, so "
         f"{appetite / rate:.2f} processes feed it."

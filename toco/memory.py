@@ -1,4 +1,4 @@
-"""How much memory a process has taken."""
+"""How much memory a process has taken, and how much there still is."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ def peak_memory() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def available_memory() -> int | None:
+    """Return the bytes that a process can still take without swapping; None where the system does not tell."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text(encoding="ascii").splitlines() if info.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

@@ -4,60 +4,72 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import backends
-from benchmarks.inference import as_markdown, main, summary
-from benchmarks.measuring import interleaved
+from benchmarks import backends, inference
+from benchmarks.backends import Bench, noise
+from benchmarks.inference import Grid, main, profile_of, summary
+from benchmarks.inference_report import as_markdown
+from benchmarks.peaks import Roofline
+from benchmarks.runner import Series
+from toco_export.graph import OUTPUT_NAMES
 
 CPU = torch.device("cpu")
+ORIGIN = {"device": "d", "host": "h", "load_average": None, "versions": {}, "date": "today", "command": "c"}
 
 
-class Machine:
-    """A clock, and calls that take a given time on it, give or take some noise, while the whole machine drifts."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
-        self._now = 0.0
-
-    def clock(self) -> float:
-        return self._now
-
-    def call(self, seconds: float, noise: float = 0.05):
-        def run() -> None:
-            drift = 1 + 0.2 * np.sin(self._now / 50)
-            self._now += seconds * drift * (1 + noise * self._random.standard_normal())
-
-        return run
+def test_a_summary_holds_rates_and_how_near_the_roof_they_come():
+    found = summary(Series((1.0, 2.0, 3.0, 4.0, 5.0)), 6, 12, 4, Roofline(8.0, 2.0))
+    assert (found["time_s"]["median"], found["images_per_second"], found["p99_s"]) == (3.0, 2.0, None)
+    assert (found["intensity"], found["bound_flops_per_second"], found["bound_by"]) == (3.0, 6.0, "memory")
+    assert (found["flops_per_second"], found["efficiency"]) == (4.0, pytest.approx(2 / 3))
+    assert summary(Series((1.0,)), 1, 12, 1, Roofline(8.0, 2.0))["bound_by"] == "products"
 
 
-def medians(seed: int, **seconds: float) -> dict[str, dict[str, float]]:
-    machine = Machine(seed)
-    calls = {name: machine.call(value) for name, value in seconds.items()}
-    times = interleaved(calls, CPU, 100, machine.clock)
-    return {name: summary(found, batch=1, flops=1, peak=1.0) for name, found in times.items()}
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench("demo", CPU, profile_of([(64, 1)]), tmp_path)
 
 
-def differ(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Tell whether two medians lie further apart than their spreads."""
-    return abs(one["median_s"] - other["median_s"]) > sum(found["median_s"] * found["spread"] for found in (one, other))
+def test_the_least_bytes_are_weights_images_and_answers(bench: Bench):
+    images = torch.from_numpy(noise(2, 64))
+    weights = sum(4 * w.numel() for part in (bench.model.backbone, bench.model.decoder) for w in part.parameters())
+    assert bench.least_bytes(images, "fp32") == weights + 2 * 64 * 64 * (3 + len(OUTPUT_NAMES))
+    sizes = bench.weight_bytes
+    assert weights / 4 < sizes["int8"] < sizes["fp16"] < 0.55 * sizes["fp32"]
 
 
-def test_two_runs_agree_within_their_spread_and_a_variant_that_is_slower_is_told_apart():
-    first, second = (medians(seed, fast=1.0, same=1.0, slow=1.5) for seed in (1, 2))
-    for name in ("fast", "same", "slow"):
-        assert not differ(first[name], second[name])
-    assert not differ(first["fast"], first["same"])
-    assert differ(first["fast"], first["slow"])
-    assert differ(second["fast"], first["slow"])
+def test_what_takes_too_long_is_predicted_from_smaller_work_and_left_out_with_its_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    tried: list[tuple[int, ...]] = []
+
+    def sleeper(bench: Bench, images: torch.Tensor) -> backends.Prepared:
+        tried.append(tuple(images.shape[:2]))
+        return backends.Prepared(lambda: time.sleep(0.01 * len(images)), "fp32", CPU, "fp32")
+
+    monkeypatch.setitem(backends.BACKENDS, "eager-fp32", sleeper)
+    grid = Grid(bench, ["eager-fp32"], [64], seconds=0.1, call_limit=0.035)
+    for batch in (1, 2, 5, 8):
+        grid.measure(64, batch)
+    assert tried == [(1, 64), (2, 64)]
+    assert [cell["batch"] for cell in grid.cells] == [1, 2]
+    assert [cell["reason"] for cell in grid.as_json()["skipped"]] == ["about 0.1 s a call"] * 2
+    text = as_markdown({"backbone": "demo", "provenance": ORIGIN, **grid.as_json()})
+    assert "Not timed: eager-fp32: 64 px, batch 5 on (about 0.1 s a call)." in text
 
 
-def test_a_summary_is_median_spread_and_rates():
-    found = summary([1.0, 2.0, 3.0, 4.0, 5.0], batch=6, flops=12, peak=8.0)
-    assert (found["median_s"], found["spread"], found["images_per_second"]) == (3.0, pytest.approx(1 / 3), 2.0)
-    assert (found["flops_per_second"], found["share_of_gemm_peak"], found["p99_s"]) == (4.0, 0.5, None)
+def test_what_may_not_fit_the_memory_is_left_out_with_its_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inference, "available_memory", lambda: 2**30)
+    grid = Grid(bench, ["eager-fp32"], [256], seconds=0.1, call_limit=60)
+    grid.measure(256, 64)
+    (skipped,) = grid.as_json()["skipped"]
+    tokens, classes = 32**2 + 1, bench.model.num_classes + 1
+    needed = 64 * 4 * 2 * (4 * tokens**2 + classes * 256**2) / 2**30
+    assert skipped["reason"] == f"up to {needed:.1f} GiB of activations, 1.0 are free"
+    assert grid.cells == []
 
 
 @pytest.fixture
@@ -65,20 +77,25 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """What a run over one small cell leaves; one of its backends is our ONNX file slowed down."""
     plain = backends.BACKENDS["ort-fp32"]
 
-    def slowed(bench: backends.Bench, images: torch.Tensor) -> backends.Prepared:
+    def slowed(bench: Bench, images: torch.Tensor) -> backends.Prepared:
         call = plain(bench, images)
 
         def run() -> None:
             call()
             time.sleep(0.05)
 
-        return backends.Prepared(run, "fp32", backends.CPU)
+        return backends.Prepared(run, "fp32", CPU, "fp32")
 
     monkeypatch.setitem(backends.BACKENDS, "ort-fp16", slowed)
     names = ["eager-fp32", "ort-fp32", "ort-int8", "ort-plain-fp32", "ort-fp16", "tensorrt-rtx-fp16"]
     arguments = ["--device", "cpu", "--sizes", "64", "--batches", "2", "--seconds", "0.3", "--call-limit", "60"]
     assert main([*arguments, "--backends", *names, "--report", str(tmp_path / "report")]) == 0
-    assert (tmp_path / "report.md").read_text().startswith("# Inference: demo")
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Inference: demo\n")
+    assert "![report-roofline](report-roofline.png)" in text
+    with Image.open(tmp_path / "report-roofline.png") as picture:
+        assert picture.width > 600
+    assert not (tmp_path / "report.png").exists(), "one size and batch are no grid"
     return json.loads((tmp_path / "report.json").read_text())
 
 
@@ -86,9 +103,11 @@ def test_every_backend_that_runs_here_is_timed_and_one_that_was_slowed_is_slower
     cells = {cell["backend"]: cell for cell in report["cells"]}
     assert list(cells) == ["eager-fp32", "ort-fp32", "ort-int8", "ort-plain-fp32", "ort-fp16"]
     assert report["left_out"] == {"tensorrt-rtx-fp16": "TocoError: an engine runs on a GPU; give --device cuda"}
-    assert cells["ort-fp16"]["median_s"] > cells["ort-fp32"]["median_s"] + 0.03
-    text = as_markdown({**report, "flops_per_image": {64: 1}})
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| 64 px, batch 2 | ")]
-    speeds = {row[1]: float(row[6]) for row in rows}
-    assert speeds["ort-fp32"] == 1.0
-    assert speeds["ort-fp16"] < 0.9
+    assert cells["ort-fp16"]["time_s"]["median"] > cells["ort-fp32"]["time_s"]["median"] + 0.03
+    assert cells["ort-fp16"]["speed"]["high"] < 1
+    assert cells["ort-fp32"]["speed"]["median"] == 1.0
+    assert cells["ort-int8"]["least_bytes"] < cells["ort-fp32"]["least_bytes"]
+    for cell in cells.values():
+        assert cell["efficiency"] == pytest.approx(cell["flops_per_second"] / cell["bound_flops_per_second"])
+    assert list(report["gemm_flops_per_second"]) == ["fp32 on cpu"]
+    assert min(report["memory_bytes_per_second"]["cpu"]) > 0

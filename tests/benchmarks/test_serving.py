@@ -13,13 +13,14 @@ def test_the_report_holds_single_calls_loads_and_a_picture(tmp_path: Path):
     assert main(arguments) == 0
     found = json.loads((tmp_path / "report.json").read_text())
     alone = found["one_at_a_time"]
-    assert {name: len(times) for name, times in alone["seconds"].items()} == {
+    assert {name: len(call["seconds"]) for name, call in alone["calls"].items()} == {
         "in process": 3,
         "toco": 3,
         "decode": 3,
         "toco_image": 3,
     }
-    assert min(alone["seconds"]["toco_image"]) > min(alone["seconds"]["decode"])
+    assert min(alone["calls"]["toco_image"]["seconds"]) > min(alone["calls"]["decode"]["seconds"])
+    assert alone["ratios"]["toco"]["count"] == 3
     assert list(found["closed_loop"]) == ["1", "2"]
     assert list(found["open_loop"]) == ["50%", "80%", "95%"]
     for load in (*found["closed_loop"].values(), *found["open_loop"].values()):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import training_step
+from benchmarks.reports import provenance
 from benchmarks.step_parts import TrainingRun, Variant, noise_batch, phase_flops
 from tests.train.small_runs import give_a_small_projection
 from toco.memory import peak_memory
@@ -62,13 +63,13 @@ def test_the_report_holds_every_variant_and_phase() -> None:
     assert not result["left_out"]
     for found in result["variants"].values():
         assert len(found["seconds"]) == 2
-        assert found["q1_s"] <= found["median_s"] <= found["q3_s"]
+        assert found["time_s"]["low"] <= found["time_s"]["median"] <= found["time_s"]["high"]
         assert 2**26 < found["memory_bytes"] < 2**34  # a process with PyTorch, and not the bytes of one in kilobytes
-    assert result["variants"]["plain-fp32"]["speed"] == 1
+    assert result["variants"]["plain-fp32"]["speed"]["median"] == 1
     assert set(result["phases"]) == {"ours-fp32"}
     assert set(result["phases"]["ours-fp32"]) == PHASES
     assert result["images_per_second_per_loading_process"] > 0
-    text = training_step.as_markdown(result | {"provenance": training_step.provenance(CPU, "benchmarks.x", [])})
+    text = training_step.as_markdown(result | {"provenance": provenance(CPU, "benchmarks.x", [])})
     for word in ("| plain-fp32 |", "| ours-fp32 |", "phase of ours-fp32", "PAR and label", "images a second"):
         assert word in text
 
