@@ -207,7 +207,7 @@ def test_a_malformed_configuration_is_reported_with_its_place(own_repository):
         config.write("colour: 3\n")
     assert error_of_starting(own_repository) == (
         f"Triton cannot serve {own_repository}: model 'toco' does not load: "
-        '101:7: Message type "inference.ModelConfig" has no field named "colour"'
+        '107:7: Message type "inference.ModelConfig" has no field named "colour"'
     )
 
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from toy_model import CLASSES, quadrant_labels, quadrants
+from toy_model import CLASSES, PALETTE, quadrant_labels, quadrants
 from tritonclient.utils import InferenceServerException
 
 from toco.errors import DataError, ServeError
@@ -26,7 +26,8 @@ class Conversant:
         self.answers = iter(answers)
         self.calls: list[Call] = []
         self.pauses: list[float] = []
-        self._conversation = Conversation("host:1", timeout_s, retry, "raw", None, ServedModel(CLASSES, (96, 96), 8))
+        served = ServedModel(CLASSES, np.array(PALETTE, np.uint8), (96, 96), 8)
+        self._conversation = Conversation("host:1", timeout_s, retry, "raw", None, served)
 
     def ask(self) -> None:
         exchange = self._conversation.segment_tensor(BATCH, None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
-from toy_model import RED, quadrant_labels, quadrants, slow_down, write_toy_repository
+from toy_model import PALETTE, RED, quadrant_labels, quadrants, slow_down, write_toy_repository
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -224,7 +224,7 @@ def test_the_overlay_of_a_turned_photograph_fits_its_mask(client):
     data = encode(Image.fromarray(np.full((40, 80, 3), RED, np.uint8)), "JPEG", quality=95, exif=exif)
     overlay = client.segment(data).overlay(data)
     assert overlay.size == (40, 80)
-    blended = np.round(0.45 * np.array(RED) + 0.55 * np.array([128, 0, 0]))  # VOC draws label 1 in dark red
+    blended = np.round(0.45 * np.array(RED) + 0.55 * np.array(PALETTE[1]))
     np.testing.assert_allclose(np.asarray(overlay)[20, 20], blended, atol=3)
 
 
