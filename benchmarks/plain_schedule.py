@@ -54,7 +54,7 @@ class PlainTokenContrast(TokenContrast):
             materialise_attention(model)
 
     def forward(self, batch: Batch, phase: Phase) -> Losses:
-        """Compute all six losses; of the phase only ``pseudo_label`` is read (as published, none is ever left out)."""
+        """Compute the losses; of the phase only ``pseudo_label`` is read, and none but the energy is ever left out."""
         images, labels = self.normalise(batch.view1), batch.image_labels
         cam, aux_cam = multi_scale_cam(self.model, images, self._cam.scales)
         output: ToCoOutput = self.model(images)
@@ -66,8 +66,9 @@ class PlainTokenContrast(TokenContrast):
             "ptc": self._patch_token_contrast(output.patch_tokens, aux_cam, batch),
             "ctc": self._class_token_contrast(output.cls_token, aux_cam, batch),
             "seg": balanced_segmentation_loss(logits, pseudo_label),
-            "reg": self._dense_energy(logits, pseudo_label, batch),
         }
+        if self._weights.reg:
+            parts["reg"] = self._dense_energy(logits, pseudo_label, batch)
         return self._weighted(parts)
 
     def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, batch: Batch) -> Tensor:

@@ -127,7 +127,7 @@ def _phases_of_one_step(run: TrainingRun, device: torch.device, clock: Callable[
     """Run one step with its parts replaced by timed ones: the step itself knows nothing of measurements."""
     phases, step_module, model = PhaseClock(device, clock), toco_train.step, run.model
     parts = (("CAM", step_module, "multi_scale_cam"), ("forward", model, "forward"),
-             ("forward", model.backbone, "forward"), ("PAR and label", step_module, "refine_label"),
+             ("forward", model.backbone, "class_token"), ("PAR and label", step_module, "refine_label"),
              ("dense energy", step_module, "dense_energy_loss"))  # fmt: skip
     with ExitStack() as stack:
         stack.enter_context(tensor_float32(run.variant.precision == "tf32"))

@@ -75,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS),
                         help="rows (default: all on a GPU, those in fp32 on a CPU)")  # fmt: skip
+    parser.add_argument("--without-energy", action="store_true", help="leave it out: both schedules share its cost")
     parser.add_argument("--report", type=Path, help="write the tables there, as .json and .md")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     names = arguments.variants or [n for n, v in VARIANTS.items() if device.type == "cuda" or v.precision == "fp32"]
     config = recipe(arguments.backbone, size=arguments.size, batch=arguments.batch)
+    if arguments.without_energy:
+        config = config.model_copy(update={"weights": config.weights.model_copy(update={"reg": 0.0})})
     found = provenance(device, "benchmarks.training_step", argv)  # first: the load average is that before our own
     result = {"provenance": found, **measure(names, config, device, repeats=arguments.repeats)}
     text = as_markdown(result)
@@ -137,7 +140,8 @@ def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, 
     compiled_late = counters["stats"]["unique_graphs"] - sum(graphs.values())
     return {
         "setting": {"backbone": str(config.model.backbone), "size": config.model.image_size,
-                    "batch": config.batch_size, "repeats": repeats, "device": device.type},
+                    "batch": config.batch_size, "repeats": repeats, "device": device.type,
+                    "energy": config.weights.reg > 0},
         "gemm_flops_per_second": peaks,
         "variants": {
             name: summary(seconds[name], seconds[next(iter(runs))], flops=sum(flops[run.variant.schedule].values()),
@@ -208,6 +212,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         for name, found in variants.items()
     ]
     title = f"# Training step: {setting['backbone']}, {setting['size']} px, batch {setting['batch']}"
+    title += "" if setting["energy"] else ", without the dense energy"
     headings = ("variant", "median, ms", "spread", f"speed against {next(iter(variants), None)}",
                 "TFLOP a step", "TFLOP/s", "of the product peak", "peak memory, GiB", "graphs")  # fmt: skip
     text = [title, provenance_text(result["provenance"]), markdown_table(headings, rows)]

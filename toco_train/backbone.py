@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import timm
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from pydantic import Field
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -83,10 +85,7 @@ class Backbone(nn.Module):
         tokens, grid = self._embedded(images)
         aux_tokens = tokens
         for index, block in enumerate(self.vit.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
-            else:
-                tokens = block(tokens)
+            tokens = self._taken(block, tokens)
             if index == self.aux_block:
                 aux_tokens = tokens
         tokens = self.vit.norm(tokens)
@@ -95,6 +94,24 @@ class Backbone(nn.Module):
             patch_tokens=self._as_map(tokens, grid),
             aux_tokens=self._as_map(aux_tokens, grid),
         )
+
+    def class_token(self, images: Tensor) -> Tensor:
+        """Return the class tokens alone, ``[B, D]``, as ``forward`` does, without what they do not need.
+
+        In the last block no other token is read, so its MLP, which is two thirds of it, takes this one alone.
+
+        Args:
+            images: Normalised images, float ``[B, 3, H, W]``.
+
+        Raises:
+            ImageSizeError: H or W is not a multiple of the patch size.
+        """
+        tokens, _ = self._embedded(images)
+        *blocks, last = self.vit.blocks
+        for block in blocks:
+            tokens = self._taken(block, tokens)
+        token: Tensor = self.vit.norm(self._taken(partial(_class_token_of_block, last), tokens))
+        return token
 
     @torch.no_grad()
     def patch_tokens_by_block(self, images: Tensor) -> Iterator[Tensor]:
@@ -116,6 +133,13 @@ class Backbone(nn.Module):
         """Compile the blocks from here on: all of them share one graph for each shape of tokens that they meet."""
         for block in self.vit.blocks:
             block.compile(dynamic=False, backend=backend)
+
+    def _taken(self, block: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """Take a block, ``[B, N, D]`` in, and leave its activations to the backward pass if they are checkpointed."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            checkpointed: Tensor = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+            return checkpointed
+        return block(tokens)
 
     def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return what the first block takes, ``[B, 1 + h * w, D]``, and the grid of patches, h and w."""
@@ -141,6 +165,14 @@ class Backbone(nn.Module):
         patches = embedding[:, 1:].transpose(1, 2).reshape(1, self.width, *self.grid_size)
         patches = F.interpolate(patches, size=(rows, columns), mode="bicubic", align_corners=False)
         return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _class_token_of_block(block: Block, tokens: Tensor) -> Tensor:
+    """Take a block for its class token: ``[B, N, D]`` -> ``[B, D]``, the same as the first of ``block(tokens)``."""
+    attended = block.attn(block.norm1(tokens))[:, 0]
+    token = tokens[:, 0] + block.drop_path1(block.ls1(attended))
+    token = token + block.drop_path2(block.ls2(block.mlp(block.norm2(token))))
+    return cast("Tensor", token)
 
 
 def build_backbone(

@@ -230,9 +230,9 @@ def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
     for first, second in pairs:
         rows, columns = (slice(index * tile, (index + 1) * tile) for index in (first, second))
         kernel = (left[rows] @ right[:, columns]).clamp_(min=_LEAST_EXPONENT).exp2_()
-        total[:, rows].addmm_(values[:, columns], kernel.T)
+        total[:, rows] += values[:, columns] @ kernel.T
         if second > first:
-            total[:, columns].addmm_(values[:, rows], kernel)
+            total[:, columns] += values[:, rows] @ kernel
     return torch.empty_like(total).index_copy_(1, order, total)[:, :number]
 
 

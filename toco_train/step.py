@@ -177,9 +177,9 @@ class TokenContrast(nn.Module):
             crop_size=config.local_crop_size,
             negative_ratio=config.negative_ratio,
         )
-        second = self.model.backbone(self.normalise(batch.view2)).cls_token
-        local = self.model.backbone(crops.flatten(0, 1)).cls_token.unflatten(0, crops.shape[:2])
-        views = torch.cat([torch.stack([cls_token, second], dim=1), local], dim=1)
+        second = self.model.backbone.class_token(self.normalise(batch.view2))
+        local = self.model.backbone.class_token(crops.flatten(0, 1))
+        views = torch.cat([torch.stack([cls_token, second], dim=1), local.view(*crops.shape[:2], -1)], dim=1)
         teacher = self.model.teacher_projection(views[:, :2].detach())
         positive = torch.cat([positive.new_ones(len(positive), 2), positive], dim=1)
         return class_token_contrast(self.model.projection(views), teacher, positive, config.temperature)

@@ -51,6 +51,21 @@ def test_every_variant_gives_maps_of_its_tokens_and_gradients_everywhere(model, 
     assert all("teacher" in n or n.endswith("original0") or n.endswith("pos_embed") for n in frozen)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_class_token_alone_is_that_of_the_whole_pass_with_its_gradients(model, checkpointing):
+    model.double().train()
+    model.backbone.activation_checkpointing = checkpointing
+    images = torch.randn(2, 3, 32, 48).double()
+    direction = torch.randn(2, model.backbone.width).double()
+    gradients = []
+    for token in (model.backbone(images).cls_token, model.backbone.class_token(images)):
+        model.zero_grad()
+        (token * direction).sum().backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    torch.testing.assert_close(model.backbone.class_token(images), model.backbone(images).cls_token)
+    torch.testing.assert_close(*gradients)
+
+
 def test_every_variant_comes_back_from_a_run_folder(model, tmp_path):
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.yaml").write_text(dump_yaml(TrainConfig(model=model.config, contrast=SMALL_CROPS)))
