@@ -17,9 +17,10 @@ from tritonclient.utils import InferenceServerException
 
 from toco.errors import ServeError
 from toco.palette import UInt8Array
-from toco_serve.steps import Call, Exchange
+from toco_serve.steps import Call, Exchange, Pause
 
 CLOSING_S = 1.0
+IN_USE_PAUSE_S = 0.02
 FOLDER = Path("/dev/shm")
 
 
@@ -63,9 +64,15 @@ class Regions:
         self._idle.append((yield from self._registered(num_bytes, deadline)))
 
     def closing(self) -> Exchange[None]:
-        """Remove every region, and let the server forget it if it is there."""
+        """Remove every region, and let the server forget it if it is there.
+
+        It refuses while it reads one still, for a request that was given up or just before its answer is done with:
+        it is asked again for ``CLOSING_S``, then left to keep what it has mapped.
+        """
+        deadline = time.monotonic() + CLOSING_S
         self._retire()
-        yield from self._unregistered(time.monotonic() + CLOSING_S)
+        while (yield from self._unregistered(deadline)) and time.monotonic() < deadline:
+            yield Pause(IN_USE_PAUSE_S)
 
     def _fitting(self, num_bytes: int) -> SharedMemory | None:
         """Take an idle region; one that is too small is replaced by another for good."""
@@ -90,13 +97,17 @@ class Regions:
             raise
         return region
 
-    def _unregistered(self, deadline: float) -> Exchange[None]:
-        """Let the server forget retired regions, but those that it uses still: they are left for another time."""
+    def _unregistered(self, deadline: float) -> Exchange[bool]:
+        """Let the server forget retired regions; return whether it uses some still, which are left for another time."""
+        in_use = False
         for name in tuple(self._retired):
             seconds = max(deadline - time.monotonic(), 0.0)
-            with suppress(InferenceServerException):
+            try:
                 yield Call("unregister_system_shared_memory", {"name": name, "client_timeout": seconds})
                 self._retired.discard(name)
+            except InferenceServerException as error:
+                in_use |= "currently in use" in str(error.message())
+        return in_use
 
     def _retire(self, *regions: SharedMemory) -> None:
         """Remove regions that are in use and all idle ones."""

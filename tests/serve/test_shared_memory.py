@@ -190,6 +190,22 @@ def test_a_region_whose_task_was_cancelled_is_used_no_more(slow_sharing, client)
     assert registered(slow_sharing) == []
 
 
+def test_a_client_that_ends_with_a_request_in_hand_leaves_the_server_no_region(slow_sharing):
+    async def give_up() -> list[str]:
+        async with AsyncClient(slow_sharing.grpc_url, shared_memory=True) as sharer:
+            task = asyncio.create_task(sharer.segment_tensor(noise(1, 96, 96)))
+            await asyncio.sleep(0.3)
+            in_use = registered(slow_sharing)
+            with pytest.raises(InferenceServerException, match="currently in use"):
+                InferenceServerClient(slow_sharing.grpc_url).unregister_system_shared_memory(*in_use)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return in_use
+
+    assert len(asyncio.run(give_up())) == 1
+    assert registered(slow_sharing) == []
+
+
 def test_a_server_that_shares_no_memory_is_a_clear_error_when_the_client_is_made(server, sharing):
     expected = (
         "{} shares no memory with this client: that takes toco-serve --shared-memory, started by the same user on this "
