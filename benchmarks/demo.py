@@ -31,12 +31,11 @@ from toco.command import run_command
 from toco.errors import TocoError
 from toco.files import write_atomic
 from toco.manifest import Manifest, read_manifest
-from toco.palette import overlay
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.config import load_config
 from toco_train.data.opening import open_source
 from toco_train.data.pictures import read_image
-from toco_train.data.source import Sample, read_mask, with_masks
+from toco_train.data.source import DataSource, Sample, read_mask, with_masks
 from toco_train.evaluation import confusion_counts, mean_iou
 from toco_train.model import load_run
 from toco_train.pictures import PREDICTION_TITLES, prediction_row, save_grid
@@ -96,16 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     manifest = read_manifest(repository)
     config = load_config(None, run / "config.yaml", {})
     source = open_source(config.data, seed=config.seed)
-    samples = with_masks(source.val) or source.val or source.train
     console.rule("[bold]Serve and ask by gRPC")
     console.print(f"$ toco-serve {repository} --grpc-port 0 --http-port 0 --metrics-port 0", style="cyan")
     with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as triton:
-        shown = spread(samples, PICTURE_ROWS)
+        shown = spread(held_back(source), PICTURE_ROWS)
         files = [str(sample.image) for sample in shown]
         masks = arguments.out / f"masks-{name}"
         run_step(console, "", ["toco-predict", *files, "--url", triton.grpc_url, "--out", str(masks)], shown=3)
         with Client(triton.grpc_url) as client:
-            served = examine(client, run, repository, samples, arguments.out / f"{name}.png")
+            served = examine(client, run, repository, source, arguments.out / f"{name}.png")
     summary = summarise(run, manifest, served, seconds=time.perf_counter() - began)
     write_atomic(arguments.out / f"summary-{name}.json", json.dumps(summary, indent=2) + "\n")
     console.print(summary_table(summary, manifest))
@@ -129,13 +127,18 @@ def run_step(console: Console, title: str, command: Sequence[str], shown: int | 
     console.print(f"[dim]{command[0]}: {time.perf_counter() - began:.0f} s[/]")
 
 
-def examine(client: Client, run: Path, repository: Path, samples: Sequence[Sample], picture: Path) -> Served:
+def held_back(source: DataSource) -> tuple[Sample, ...]:
+    """Return the images to validate with, those with masks if there are any; those to train on without either."""
+    return with_masks(source.val) or source.val or source.train
+
+
+def examine(client: Client, run: Path, repository: Path, source: DataSource, picture: Path) -> Served:
     """Compare served masks with the exported model's and with the truth, time calls, and draw the grid."""
-    model = load_run(run)
-    size = model.config.image_size
+    samples = held_back(source)
+    size = load_run(run).config.image_size
     session = onnxruntime.InferenceSession(repository / "toco" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     mismatched = compared = 0
-    for sample in spread(tuple(samples), COMPARED_IMAGES):
+    for sample in spread(samples, COMPARED_IMAGES):
         pixels = np.asarray(read_image(sample.image).resize((size, size), Image.Resampling.BILINEAR))[None]
         exported = session.run(["mask"], {"image": pixels})[0]
         mismatched += int((client.segment_tensor(pixels)[0].mask != exported[0]).sum())
@@ -143,7 +146,7 @@ def examine(client: Client, run: Path, repository: Path, samples: Sequence[Sampl
     first = samples[0]
     tensor = np.asarray(read_image(first.image).resize((size, size)))[None]
     photograph = first.image.read_bytes()
-    draw(client, run, samples, picture)
+    draw(client, run, source, picture)
     return Served(
         mismatched_pixels=mismatched,
         compared_pixels=compared,
@@ -177,18 +180,18 @@ def latency(call: Callable[[], object]) -> Latency:
     return Latency(float(p50), float(p99))
 
 
-def draw(client: Client, run: Path, samples: Sequence[Sample], picture: Path) -> None:
+def draw(client: Client, run: Path, source: DataSource, picture: Path) -> None:
     """Write the grid: image, aux CAM, CAM, predicted mask, mask as served, truth."""
     model = load_run(run)
     config = load_config(None, run / "config.yaml", {})
-    shown = spread(tuple(sample for sample in samples if sample.labels), PICTURE_ROWS)
+    shown = spread(tuple(sample for sample in held_back(source) if sample.labels), PICTURE_ROWS)
     rows = []
     for sample, prediction in zip(shown, predict(model, shown, config.cam.scales, 1), strict=True):
-        own = prediction_row(sample, prediction)
-        served = overlay(np.asarray(read_image(sample.image)), client.segment(sample.image).mask)
+        own = prediction_row(sample, prediction, source.class_list.rgb)
+        served = np.asarray(client.segment(sample.image).overlay(sample.image))
         rows.append([*own[:SERVED_COLUMN], served, *own[SERVED_COLUMN:]])
     titles = [*PREDICTION_TITLES[:SERVED_COLUMN], "mask as served", *PREDICTION_TITLES[SERVED_COLUMN:]]
-    save_grid(picture, rows, titles[: max(map(len, rows))], model.config.classes)
+    save_grid(picture, rows, titles[: max(map(len, rows))], source.class_list)
 
 
 def summarise(run: Path, manifest: Manifest, served: Served, seconds: float) -> dict[str, Any]:

@@ -19,17 +19,17 @@ IGNORE_INDEX = 255
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def voc_palette(num_colours: int = 256) -> UInt8Array:
-    """Return the PASCAL VOC colour of each label, uint8 ``[num_colours, 3]`` RGB: 0 black, 1 dark red, 255 cream."""
-    labels = np.arange(num_colours)
-    palette = np.zeros((num_colours, 3), dtype=np.uint8)
+def _voc_palette() -> UInt8Array:
+    """Return the PASCAL VOC colour of each label, uint8 ``[256, 3]`` RGB: 0 black, 1 dark red, 255 cream."""
+    labels = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):
         for channel in range(3):
             palette[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
     return palette
 
 
-VOC_PALETTE = voc_palette()
+VOC_PALETTE = _voc_palette()
 
 
 def _of_all_labels(palette: UInt8Array) -> UInt8Array:

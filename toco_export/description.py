@@ -14,7 +14,7 @@ import torch
 
 import toco
 from toco.manifest import Artefact, Manifest, Parity, Precision, Profile, sha256_of
-from toco.palette import voc_palette
+from toco.palette import VOC_PALETTE
 from toco_export.engine_report import EngineReport
 from toco_export.tracing import OPSET
 from toco_train.model import ModelConfig, ToCo
@@ -51,7 +51,7 @@ def describe_export(
 ) -> Manifest:
     """Describe an export whole, in the colours of VOC; ``engines`` are those that were built."""
     config = model.config
-    palette = voc_palette(len(config.classes) + 1).tolist()
+    palette = VOC_PALETTE[: len(config.classes) + 1].tolist()
     versions = {
         "toco": toco.__version__,
         "python": platform.python_version(),

@@ -178,7 +178,7 @@ class _Training:
         if taken is None:
             return
         losses, norm = refuse_what_is_not_finite(
-            taken, scaler=self.accelerator.scaler, run=self._run, classes=self._source.classes
+            taken, scaler=self.accelerator.scaler, run=self._run, class_list=self._source.class_list
         )
         due = taken.step % self._config.log_every == 0 or taken.step in (1, self._config.steps)
         if due:

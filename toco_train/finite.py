@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toco.errors import TrainingError
+from toco_train.data.classes import ClassList
 from toco_train.data.loading import Batch
 from toco_train.distributed import gathered, global_mean, rank
 from toco_train.run_folder import RunFolder
@@ -76,7 +77,7 @@ def forbid_update(optimizer: Optimizer, measurement: Measurement) -> None:
 
 
 def refuse_what_is_not_finite(
-    taken: Taken, *, scaler: torch.amp.GradScaler | None, run: RunFolder, classes: Sequence[str]
+    taken: Taken, *, scaler: torch.amp.GradScaler | None, run: RunFolder, class_list: ClassList
 ) -> tuple[dict[str, float], float]:
     """Return the losses and the gradient's norm of a step; stop if one is not finite, and keep the images that made it.
 
@@ -96,7 +97,7 @@ def refuse_what_is_not_finite(
         pairs = zip(taken.micro_batches, taken.losses, strict=True)
         what, suspects = "a loss", [batch for batch, loss in pairs if not math.isfinite(loss.total)]
     if suspects:
-        run.save_batches(taken.step, rank(), suspects, classes)
+        run.save_batches(taken.step, rank(), suspects, class_list)
     names = [name for names in gathered([[n for batch in suspects for n in batch.names]]) for name in names]
     shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     raise TrainingError(

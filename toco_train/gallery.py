@@ -70,7 +70,7 @@ def choose(source: DataSource, image_iou: Sequence[float] | None) -> list[Exhibi
 
 
 def exhibit_pictures(
-    model: ToCo, exhibits: Sequence[Exhibit], cam: CamConfig
+    model: ToCo, exhibits: Sequence[Exhibit], cam: CamConfig, palette: UInt8Array
 ) -> Iterator[tuple[dict[str, UInt8Array], set[int]]]:
     """Yield the pictures of each image by their titles, uint8 ``[H, W, 3]``, and the labels that they show.
 
@@ -78,6 +78,7 @@ def exhibit_pictures(
         model: The network, in evaluation mode.
         exhibits: The images.
         cam: How CAMs are taken, and the thresholds of the pseudo label, which PAR refines as in training.
+        palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]``.
 
     Raises:
         DataError: A picture or mask cannot be read.
@@ -88,9 +89,9 @@ def exhibit_pictures(
     for exhibit in exhibits:
         sample = exhibit.sample
         prediction = next(predict(model, [sample], cam.scales, 1))
-        row = prediction_row(sample, prediction)
+        row = prediction_row(sample, prediction, palette)
         pseudo_label = labeller(sample).mask
-        row.insert(_PSEUDO_LABEL_COLUMN, labelled(np.asarray(prediction.picture), pseudo_label))
+        row.insert(_PSEUDO_LABEL_COLUMN, labelled(np.asarray(prediction.picture), pseudo_label, palette))
         masks = (pseudo_label, prediction.seg_mask().numpy())
         shown = {*sample.labels}.union(*(np.unique(mask).tolist() for mask in masks))
         yield dict(zip(titles, row, strict=False)), shown

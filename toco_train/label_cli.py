@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes=source.classes,
         settings=settings,
     )
-    folder = LabelFolder(args.out.resolve(), record, overwrite=args.overwrite)
+    folder = LabelFolder(args.out.resolve(), record, source.class_list, overwrite=args.overwrite)
     labeller = Labeller(model.to("cuda" if torch.cuda.is_available() else "cpu"), settings)
 
     summary, failures = Summary(source.classes), list[str]()
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress.advance(task)
             folder.write_list(split, labelled[before:])
     if labelled:
-        folder.save_sheet(labelled, source.classes)
+        folder.save_sheet(labelled)
     _report(args.out, summary, failures)
     return EXIT_UNREADABLE if failures else 0
 
@@ -126,7 +126,7 @@ class Summary:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         PROG,
-        "Write a pseudo label for each image of a data set: a palette PNG of the image's own size in VOC's colours, "
+        "Write a pseudo label for each image of a data set: a palette PNG of the image's own size, "
         "255 where the network is unsure, and its confidence. A run that was interrupted goes on where it stopped.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of toco-train or toco-import")

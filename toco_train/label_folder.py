@@ -15,12 +15,12 @@ from pydantic import Field
 from toco.config import FrozenModel
 from toco.errors import DataError, RunError
 from toco.files import atomic_path, write_atomic
-from toco.palette import IGNORE_INDEX, UInt8Array, colour_mask, overlay, save_mask
+from toco.palette import IGNORE_INDEX, UInt8Array, save_mask
 from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
 from toco_train.data.pictures import read_image
 from toco_train.data.source import Sample
 from toco_train.labelling import LabelConfig, PseudoLabel
-from toco_train.pictures import heat, save_grid
+from toco_train.pictures import heat, labelled, save_grid
 
 MASKS_FOLDER = "SegmentationClass"
 CONFIDENCE_FOLDER = "Confidence"
@@ -57,19 +57,20 @@ class LabelFolder:
     Args:
         path: The folder; made if it does not exist.
         record: What labels are made from.
+        class_list: Names and colours of the classes.
         overwrite: Whether labels of another record, or of this one, may be removed first.
 
     Raises:
         RunError: It holds labels of another record or something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, record: LabelRecord, *, overwrite: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, record: LabelRecord, class_list: ClassList, *, overwrite: bool = False) -> None:
+        self.path, self._class_list = path, class_list
         with self._writing():
             if path.exists():
                 self._check(record, overwrite=overwrite)
             write_atomic(path / SETTINGS_FILE, record.model_dump_json(indent=2) + "\n")
-            write_classes(path / CLASSES_FILE, ClassList(classes=record.classes))
+            write_classes(path / CLASSES_FILE, class_list)
 
     def mask(self, sample: Sample) -> UInt8Array | None:
         """Return the mask of a sample, uint8 ``[H, W]``, if mask and confidence are there and whole."""
@@ -90,7 +91,7 @@ class LabelFolder:
         with self._writing():
             with atomic_path(self._file(CONFIDENCE_FOLDER, sample)) as temporary:
                 Image.fromarray(label.confidence).save(temporary)
-            save_mask(self._file(MASKS_FOLDER, sample), label.mask)
+            save_mask(self._file(MASKS_FOLDER, sample), label.mask, self._class_list.rgb)
 
     def write_list(self, split: str, samples: Sequence[Sample]) -> None:
         """Write the names of the samples of a split that have a mask."""
@@ -98,7 +99,7 @@ class LabelFolder:
         with self._writing():
             write_atomic(self.path / LISTS_FOLDER / f"{split}.txt", names)
 
-    def save_sheet(self, samples: Sequence[Sample], classes: Sequence[str]) -> None:
+    def save_sheet(self, samples: Sequence[Sample]) -> None:
         """Draw images, masks and confidences of some samples that have a mask, evenly spread."""
         chosen = np.unique(np.linspace(0, len(samples) - 1, min(_SHEET_IMAGES, len(samples))).round().astype(int))
         cells = []
@@ -110,7 +111,7 @@ class LabelFolder:
         half = -(-len(cells) // 2)
         rows = [left + (cells[half + row] if half + row < len(cells) else []) for row, left in enumerate(cells[:half])]
         with self._writing():
-            save_grid(self.path / SHEET_FILE, rows, _TITLES * (2 if len(cells) > 1 else 1), classes)
+            save_grid(self.path / SHEET_FILE, rows, _TITLES * (2 if len(cells) > 1 else 1), self._class_list)
 
     def _cells(self, sample: Sample) -> list[UInt8Array]:
         """Return image, label map over it (255 in cream) and confidence, small."""
@@ -121,9 +122,7 @@ class LabelFolder:
             mask = np.array(file.resize(picture.size, Image.Resampling.NEAREST), dtype=np.uint8)
         with Image.open(self._file(CONFIDENCE_FOLDER, sample)) as file:
             confidence = np.asarray(file.resize(picture.size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-        shown = overlay(image, mask)
-        shown[mask == IGNORE_INDEX] = colour_mask(mask)[mask == IGNORE_INDEX]
-        return [image, shown, heat(image, confidence)]
+        return [image, labelled(image, mask, self._class_list.rgb), heat(image, confidence)]
 
     def _file(self, folder: str, sample: Sample) -> Path:
         return self.path / folder / f"{sample.name}.png"

@@ -157,10 +157,10 @@ class RunFolder:
             self._board.scalars(int(str(metrics["step"])), _curves(curves))
 
     @_writes
-    def save_samples(self, step: int, rows: Sequence[Row], titles: Sequence[str], classes: Sequence[str]) -> None:
+    def save_samples(self, step: int, rows: Sequence[Row], titles: Sequence[str], class_list: ClassList) -> None:
         """Draw predictions of the network."""
         path = self.path / SAMPLES_FOLDER / f"step_{step:06d}.png"
-        save_grid(path, rows, titles, classes, caption=f"step {step}")
+        save_grid(path, rows, titles, class_list, caption=f"step {step}")
         if self._board is not None:
             self._board.picture(step, "samples", path)
 
@@ -169,7 +169,7 @@ class RunFolder:
         """Where the images are that made a loss not finite."""
         return self.path / NONFINITE_FOLDER
 
-    def save_batches(self, step: int, process: int, batches: Sequence[Batch], classes: Sequence[str]) -> None:
+    def save_batches(self, step: int, process: int, batches: Sequence[Batch], class_list: ClassList) -> None:
         """Keep images that made a loss of this process not finite: their tensors, and a picture to look at.
 
         Raises:
@@ -183,7 +183,7 @@ class RunFolder:
         rows = [[tensors[view][image].permute(1, 2, 0).numpy() for view in views] for image in range(len(names))]
         try:
             write_tensors(self.nonfinite_folder / f"{stem}.safetensors", tensors, {"names": json.dumps(names)})
-            save_grid(self.nonfinite_folder / f"{stem}.png", rows, views, classes, caption=f"step {step}")
+            save_grid(self.nonfinite_folder / f"{stem}.png", rows, views, class_list, caption=f"step {step}")
         except (OSError, SafetensorError) as error:
             raise self.complaint(error) from error
 

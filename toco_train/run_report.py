@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from toco import __version__
@@ -18,11 +19,12 @@ from toco.config import dump_yaml
 from toco.errors import RunError
 from toco.files import write_atomic
 from toco.page import page, picture_strip, table
-from toco.palette import IGNORE_INDEX, voc_palette
+from toco.palette import IGNORE_INDEX, colour_mask
 from toco_train.analysis import Subject, run_subject, similarity_by_block
 from toco_train.charts import inline_svg, similarity_chart, themed
 from toco_train.config import TrainConfig
 from toco_train.confusion_picture import confusion_figure
+from toco_train.data.classes import ClassList
 from toco_train.data.source import DataSource
 from toco_train.evaluation import Evaluation
 from toco_train.evaluation_report import CLASS_COLUMNS, EvaluationReport, head_rows, mask_rows, percent
@@ -166,9 +168,9 @@ def _scores(folder: Path, config: TrainConfig, source: DataSource, evaluation: E
 def _gallery(model: ToCo, config: TrainConfig, source: DataSource, evaluation: Evaluation | None) -> Iterator[str]:
     """Yield strips of pictures by group, and before them the colours of the labels that they show."""
     exhibits = choose(source, None if evaluation is None else evaluation.image_iou)
-    found = list(exhibit_pictures(model, exhibits, config.cam))
+    found = list(exhibit_pictures(model, exhibits, config.cam, source.class_list.rgb))
     yield "<h2>Gallery</h2>"
-    yield _legend(sorted(set().union(*(labels for _, labels in found))), source.classes)
+    yield _legend(sorted(set().union(*(labels for _, labels in found))), source.class_list)
     group = ""
     for exhibit, (pictures, _) in zip(exhibits, found, strict=True):
         if exhibit.group != group:
@@ -177,13 +179,12 @@ def _gallery(model: ToCo, config: TrainConfig, source: DataSource, evaluation: E
         yield picture_strip(pictures, _caption(exhibit, source.classes), "JPEG")
 
 
-def _legend(labels: Sequence[int], classes: Sequence[str]) -> str:
-    palette, names = voc_palette(), {0: "background", IGNORE_INDEX: "unsure or ignored (255)"}
-    names |= dict(enumerate(classes, start=1))
+def _legend(labels: Sequence[int], class_list: ClassList) -> str:
+    names = dict(enumerate(class_list.classes, start=1)) | {IGNORE_INDEX: "unsure or ignored (255)"}
+    shown = np.array([label for label in labels if label != 0], np.uint8)
     items = (
-        f'<li><i style="background: rgb{tuple(palette[label].tolist())}"></i>{escape(names[label])}</li>'
-        for label in labels
-        if label != 0
+        f'<li><i style="background: rgb{tuple(colour)}"></i>{escape(names[label])}</li>'
+        for label, colour in zip(shown.tolist(), colour_mask(shown, class_list.rgb).tolist(), strict=True)
     )
     return f'<ul class="legend">{"".join(items)}</ul>'
 

@@ -99,8 +99,9 @@ def _draw(
     if not shown or rank() != 0:
         return
     predictions = predict(model, shown, config.cam.scales, config.evaluation.batch_size)
-    rows = [prediction_row(sample, prediction) for sample, prediction in zip(shown, predictions, strict=True)]
-    run.save_samples(step, rows, PREDICTION_TITLES[: max(map(len, rows))], source.classes)
+    palette = source.class_list.rgb
+    rows = [prediction_row(sample, prediction, palette) for sample, prediction in zip(shown, predictions, strict=True)]
+    run.save_samples(step, rows, PREDICTION_TITLES[: max(map(len, rows))], source.class_list)
 
 
 def _score(

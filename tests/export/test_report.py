@@ -10,7 +10,7 @@ from small_run import Exported
 
 from tests.chromium import Page, needs_chromium
 from toco.manifest import read_manifest
-from toco.palette import voc_palette
+from toco.palette import VOC_PALETTE
 from toco_export.report_pictures import comparison_strip, mark_differences
 from toco_export.verification import WorstImage
 
@@ -84,4 +84,4 @@ def test_the_pixels_that_differ_are_marked_and_counted():
     marked = (mark_differences(worst) == (255, 0, 200)).all(axis=2)
     assert marked.sum() == 9, "a single pixel is widened to three by three"
     assert marked[2, 3]
-    assert "1 of 64 pixels differ (8x8)" in comparison_strip("x", worst, voc_palette())
+    assert "1 of 64 pixels differ (8x8)" in comparison_strip("x", worst, VOC_PALETTE)

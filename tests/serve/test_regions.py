@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
-from toco.palette import voc_palette
+from toco.palette import VOC_PALETTE
 from toco.run_lengths import decode_rle, encode_rle
 from toco_serve import Segmentation
 from toco_serve.regions import outlines
@@ -114,7 +114,7 @@ def test_filled_outlines_of_a_real_size_are_the_region_again():
 def test_an_answer_gives_the_regions_of_the_classes_that_occur(seed):
     mask = np.random.default_rng(seed).choice(np.array([0, 1, 3], np.uint8), size=(9, 7))
     mask[0, 0], mask[8, 6] = 1, 3
-    answer = Segmentation(mask, np.zeros_like(mask), ("cat", "dog", "horse"), voc_palette(4))
+    answer = Segmentation(mask, np.zeros_like(mask), ("cat", "dog", "horse"), VOC_PALETTE[:4])
     assert list(answer.rles()) == list(answer.polygons()) == ["cat", "horse"]
     for name, label in (("cat", 1), ("horse", 3)):
         np.testing.assert_array_equal(coco.decode(answer.rles()[name]), mask == label)

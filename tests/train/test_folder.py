@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from toco.errors import ConfigError, DataError
-from toco.palette import save_mask, voc_palette
+from toco.palette import VOC_PALETTE, save_mask
 from toco_train.data.classes import read_classes, write_classes
 from toco_train.data.opening import DataConfig, open_source
 from toco_train.data.source import Sample, read_mask, with_masks
@@ -220,7 +220,7 @@ def test_a_class_list_that_was_worked_out_is_written_and_read_back_with_its_colo
     write_classes(tmp_path / "classes.yaml", opened(photos).class_list)
     again = read_classes(tmp_path)
     assert again.classes == ("cat", "dog")
-    assert again.palette == tuple(map(tuple, voc_palette(3).tolist()))
+    assert again.palette == tuple(map(tuple, VOC_PALETTE[:3].tolist()))
     (photos / "classes.yaml").write_text("classes: [cat, dog]\npalette: [[0, 0, 0], [1, 2, 3], [4, 5, 6]]")
     assert opened(photos).class_list.colours == ((0, 0, 0), (1, 2, 3), (4, 5, 6))
 

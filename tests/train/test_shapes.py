@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.train.shapes_folder import read_ids, tree_hash
-from toco.palette import voc_palette
+from toco.palette import VOC_PALETTE
 from toco_train.shapes import voc
 from toco_train.shapes.canvas import Canvas
 from toco_train.shapes.cli import make_dataset
@@ -122,7 +122,7 @@ def test_images_are_rgb_and_masks_are_palette_pictures_with_the_voc_colours(data
     for path in sorted((dataset / "SegmentationClass").iterdir()):
         mask, image = Image.open(path), Image.open(dataset / "JPEGImages" / f"{path.stem}.jpg")
         assert (mask.mode, mask.size, image.mode, image.size) == ("P", (96, 96), "RGB", (96, 96))
-        assert mask.getpalette() == voc_palette().reshape(-1).tolist()
+        assert mask.getpalette() == VOC_PALETTE.reshape(-1).tolist()
         assert labels_in(np.asarray(mask)) <= {0, 1, 2, 3, 4, 5, 6, 255}
 
 

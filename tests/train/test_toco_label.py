@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.train.conftest import tiny_config
 from toco.config import dump_yaml
-from toco.palette import voc_palette
+from toco.palette import VOC_PALETTE
 from toco_train import label_cli, label_folder, labelling
 from toco_train.cam import PixelAdaptiveRefinement, refine_label
 from toco_train.config import TrainConfig
@@ -184,7 +184,7 @@ def test_out_is_laid_out_as_masks_of_voc_with_confidence_classes_lists_and_a_she
     for name in names:
         with Image.open(out / "SegmentationClass" / f"{name}.png") as mask:
             assert mask.mode == "P"
-            assert mask.getpalette() == voc_palette().ravel().tolist()
+            assert mask.getpalette() == VOC_PALETTE.ravel().tolist()
             pixels = np.array(mask)
         assert pixels.shape == (64, 64)
         total += np.bincount(pixels.ravel(), minlength=256)
@@ -193,13 +193,27 @@ def test_out_is_laid_out_as_masks_of_voc_with_confidence_classes_lists_and_a_she
             assert (np.array(confidence)[pixels == 255] == 0).all()
     classes = yaml.safe_load((out / "classes.yaml").read_text())
     assert classes["classes"] == list(CLASSES)
-    assert classes["palette"] == voc_palette(7).tolist()
+    assert classes["palette"] == VOC_PALETTE[:7].tolist()
     assert json.loads((out / "labels.json").read_text())["settings"]["refine"] == "par"
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.size[0] > 300
     shown = " ".join(capsys.readouterr().out.split())
     assert f"8 pseudo labels: {total[0] / total.sum():.1%} background" in shown
     assert f"{total[255] / total.sum():.2%}" in shown
+
+
+def test_the_colours_of_the_data_are_those_of_masks_classes_and_sheet(run, shapes, tmp_path):
+    out = tmp_path / "out"
+    colours = [[0, 0, 0], *([label, 255 - label, 250] for label in range(1, 7))]
+    (shapes / "classes.yaml").write_text(yaml.safe_dump({"classes": list(CLASSES), "palette": colours}))
+    assert label(run, shapes, out) == 0
+    assert yaml.safe_load((out / "classes.yaml").read_text())["palette"] == colours
+    for file in (out / "SegmentationClass").rglob("*.png"):
+        with Image.open(file) as mask:
+            assert mask.getpalette() == [*np.ravel(colours).tolist(), *VOC_PALETTE[7:].ravel().tolist()]
+    with Image.open(out / "contact_sheet.png") as sheet:
+        shown = set(map(tuple, np.asarray(sheet.convert("RGB")).reshape(-1, 3).tolist()))
+    assert {tuple(colour) for colour in colours[1:]} <= shown, "the legend's squares"
 
 
 @pytest.mark.usefixtures("no_sheet")
@@ -327,11 +341,11 @@ def test_the_run_s_own_data_is_opened_with_its_settings(tmp_path, capsys):
 def test_a_full_disk_is_said_and_leaves_whole_files(run, shapes, tmp_path, capsys, monkeypatch):
     saved = []
 
-    def full(path, mask):
+    def full(path, mask, palette):
         if len(saved) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         saved.append(path)
-        real(path, mask)
+        real(path, mask, palette)
 
     real = label_folder.save_mask
     monkeypatch.setattr(label_folder, "save_mask", full)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.chromium import Page, needs_chromium
 from tests.train.small_runs import give_a_small_projection, small_shapes, train
@@ -19,6 +20,7 @@ from toco_train.history import History, read_history, thinned
 from toco_train.history_charts import history_charts
 from toco_train.report_cli import main
 
+COLOURS = [[0, 0, 0], *([label, 255 - label, 250] for label in range(1, 7))]  # of the data's classes.yaml
 PICTURES = ["image", "aux CAM", "CAM", "pseudo label", "predicted mask", "truth"]
 
 
@@ -34,7 +36,10 @@ def trained(tmp_path_factory):
     """A finished run of 6 steps with its report, beside its data: 13 images to train on, 3 to validate."""
     folder = tmp_path_factory.mktemp("trained")
     phases = "[{from_step: 0, ptc: false, ctc: false, seg: false, reg: false}, {from_step: 2}]"
-    assert train(small_shapes(folder / "shapes"), folder / "run", phases=phases) == 0
+    data = small_shapes(folder / "shapes")
+    classes = yaml.safe_load((data / "classes.yaml").read_text())
+    (data / "classes.yaml").write_text(yaml.safe_dump(classes | {"palette": COLOURS}))
+    assert train(data, folder / "run", phases=phases) == 0
     return folder
 
 
@@ -141,6 +146,13 @@ def test_the_report_that_training_leaves_says_what_the_run_was(trained):
     iou = [float(value) for value in re.findall(r"mIoU of this image ([\d.]+) %", shown)]
     assert len(iou) == 3
     assert iou == sorted(iou, reverse=True)
+
+
+def test_the_legend_of_the_gallery_has_the_colours_of_the_data(trained):
+    page = (trained / "run" / "report.html").read_text()
+    colours = re.findall(r'<i style="background: rgb\((\d+), (\d+), (\d+)\)"></i>', page)
+    assert len(colours) >= 2
+    assert set(colours) <= {tuple(map(str, colour)) for colour in COLOURS[1:]} | {("224", "224", "192")}
 
 
 def test_the_report_needs_no_network_and_names_nothing_of_this_machine(trained):

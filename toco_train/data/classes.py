@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from toco.config import FrozenModel, dump_yaml, parse_config, read_yaml
 from toco.files import write_atomic
-from toco.palette import IGNORE_INDEX, voc_palette
+from toco.palette import IGNORE_INDEX, VOC_PALETTE, UInt8Array
 
 CLASSES_FILE = "classes.yaml"
 
@@ -51,7 +52,12 @@ class ClassList(FrozenModel):
     @property
     def colours(self) -> tuple[Colour, ...]:
         """RGB of labels 0..C."""
-        return self.palette or tuple((r, g, b) for r, g, b in voc_palette(len(self.classes) + 1).tolist())
+        return self.palette or tuple((r, g, b) for r, g, b in VOC_PALETTE[: len(self.classes) + 1].tolist())
+
+    @property
+    def rgb(self) -> UInt8Array:
+        """The colours as pictures take them, uint8 ``[C + 1, 3]``."""
+        return np.array(self.colours, np.uint8)
 
 
 def tidy(name: str) -> str:
