@@ -81,7 +81,7 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
     onnx_files = _onnx_files(manifest)
     count, kind = 1, triton.ModelInstanceGroup.KIND_GPU
     if manifest.backend == "python":
-        parameters |= {"num_threads": "0", **onnx_files}
+        parameters |= {"num_threads": "0", **onnx_files, **_rtx_engine(manifest)}
         count, kind = NETWORK_INSTANCES, triton.ModelInstanceGroup.KIND_AUTO
     return triton.ModelConfig(
         name=MODEL,
@@ -105,10 +105,8 @@ def served_file(manifest: Manifest) -> str:
         ExportError: There is none for the manifest's backend.
     """
     wanted = "tensorrt" if manifest.backend == "tensorrt" else "onnx"
-    files = {artefact.precision: artefact.file for artefact in manifest.artefacts if artefact.format == wanted}
-    for precision in GPU_PRECISIONS:
-        if precision in files:
-            return files[precision]
+    if file := _gpu_file(manifest, wanted):
+        return file
     raise ExportError(f"the manifest has no {wanted} artefact, which the backend {manifest.backend} would serve")
 
 
@@ -177,6 +175,18 @@ def _onnx_files(manifest: Manifest) -> dict[str, str]:
     if "onnx_fp32" not in files:
         raise ExportError("the manifest has no fp32 ONNX artefact, which every machine can run; export one")
     return files
+
+
+def _rtx_engine(manifest: Manifest) -> dict[str, str]:
+    """Name the engine of TensorRT-RTX that the python backend prefers on a GPU, if there is one."""
+    file = _gpu_file(manifest, "tensorrt-rtx")
+    return {"rtx_engine": file} if file else {}
+
+
+def _gpu_file(manifest: Manifest, kind: str) -> str | None:
+    """Return the file of a format of the manifest that is the first choice on a GPU, if there is one."""
+    files = {artefact.precision: artefact.file for artefact in manifest.artefacts if artefact.format == kind}
+    return next((files[precision] for precision in GPU_PRECISIONS if precision in files), None)
 
 
 def _this_version() -> triton.ModelVersionPolicy:

@@ -7,11 +7,11 @@ from pathlib import Path
 import onnx
 import pytest
 from google.protobuf import text_format
-from toy_model import toy_manifest, write_toy_onnx, write_toy_repository
+from toy_model import artefact, toy_manifest, write_toy_onnx, write_toy_repository
 from tritonclient.grpc import model_config_pb2 as triton
 
 from toco.errors import ExportError
-from toco.manifest import Profile, Shape, read_manifest
+from toco.manifest import Artefact, Profile, Shape, read_manifest
 from toco_export.repository import artefact_folder, complete_repository, size_buckets
 
 
@@ -115,6 +115,30 @@ def test_the_fp16_graph_is_named_where_there_is_one(onnx_file, folder):
     complete_repository(folder, toy_manifest(onnx_file, artefacts=(fp32, fp16)))
     stated = parameters(read_config(folder, "toco"))
     assert (stated["onnx_fp32"], stated["onnx_fp16"]) == ("model.onnx", "model.fp16.onnx")
+
+
+def with_engines(onnx_file: Path, *precisions: str) -> tuple[Artefact, ...]:
+    """The fp32 ONNX file, and an engine of TensorRT-RTX in each precision beside it."""
+    fp32, engines = artefact(onnx_file), []
+    for precision in precisions:
+        path = onnx_file.with_name(f"model.{precision}.rtx")
+        path.write_bytes(precision.encode())
+        engines.append(artefact(path).model_copy(update={"format": "tensorrt-rtx", "precision": precision}))
+    return (fp32, *engines)
+
+
+def test_the_engine_of_tensorrt_rtx_is_named_fp16_before_fp32(onnx_file, folder):
+    complete_repository(folder, toy_manifest(onnx_file, artefacts=with_engines(onnx_file, "fp32", "fp16")))
+    stated = parameters(read_config(folder, "toco"))
+    assert (stated["rtx_engine"], stated["onnx_fp32"]) == ("model.fp16.rtx", "model.onnx")
+
+
+def test_a_backend_of_tritons_own_is_told_of_no_engine_that_it_cannot_load(onnx_file, folder):
+    artefacts = with_engines(onnx_file, "fp16")
+    complete_repository(folder, toy_manifest(onnx_file, artefacts=artefacts, backend="onnxruntime"))
+    config = read_config(folder, "toco")
+    assert config.default_model_filename == "model.onnx"
+    assert "rtx_engine" not in parameters(config)
 
 
 TRITON_TYPES = {triton.TYPE_UINT8: onnx.TensorProto.UINT8}
