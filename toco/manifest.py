@@ -84,6 +84,11 @@ class Manifest(FrozenModel):
     profile: Profile
     artefacts: tuple[Artefact, ...]
     backend: Backend = Field("python", description="Triton's backend that executes the model 'toco'.")
+    tensorrt_workspace_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Backend onnxruntime: memory in GiB for TensorRT's execution provider; missing: CUDA's alone runs.",
+    )
     container: str | None = Field(
         None, description="Release of Triton, such as 26.06, in whose image engines were built."
     )

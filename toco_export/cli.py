@@ -16,7 +16,7 @@ from toco_export.config import RELEASE, ExportConfig, parse_shape
 PROG = "toco-export"
 EXIT_DISAGREES = 1
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-BACKENDS = ("auto", "python", "onnxruntime", "tensorrt")
+BACKENDS = ("auto", "python", "onnxruntime", "onnxruntime-tensorrt", "tensorrt")
 TARGETS = ("onnx", "tensorrt", "tensorrt-rtx", "auto")
 
 
@@ -77,7 +77,8 @@ def _parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--backend", choices=BACKENDS, help="Triton's backend for the network (default: auto, tensorrt where there is "
-        "such an engine, else python, which runs everywhere)",
+        "such an engine, else python, which runs everywhere); onnxruntime-tensorrt: TensorRT builds an engine from the "
+        "ONNX file on the machine that serves it",
     )  # fmt: skip
     parser.add_argument("--portable", action="store_true", help="a TensorRT engine for other GPUs and versions too")
     return parser

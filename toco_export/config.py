@@ -44,9 +44,10 @@ class ExportConfig(FrozenModel):
         pattern=RELEASE,
         description="Release of Triton, such as 26.06: TensorRT engines are built inside NVIDIA's image of it.",
     )
-    backend: Literal["auto", "python", "onnxruntime", "tensorrt"] = Field(
+    backend: Literal["auto", "python", "onnxruntime", "onnxruntime-tensorrt", "tensorrt"] = Field(
         "auto",
-        description="Triton's backend for the network; auto: tensorrt where there is such an engine, else python.",
+        description="Triton's backend for the network; auto: tensorrt where there is such an engine, else python; "
+        "onnxruntime-tensorrt: onnxruntime, which lets TensorRT build an engine as it loads the ONNX file.",
     )
     portable: bool = Field(False, description="An engine for other GPUs and later versions too, somewhat slower.")
 
@@ -61,6 +62,8 @@ def resolve_backend(config: ExportConfig, engine: Engine | None) -> Backend:
         raise ConfigError("--backend tensorrt serves an engine of TensorRT; add --target tensorrt, or leave it out")
     if config.backend == "auto":
         return "tensorrt" if engine == "tensorrt" else "python"
+    if config.backend == "onnxruntime-tensorrt":
+        return "onnxruntime"
     return config.backend
 
 

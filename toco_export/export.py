@@ -157,13 +157,16 @@ class Export:
 
     def report(self, verification: Verification, backend: Backend) -> ExportReport:
         """Describe all of it; ``backend`` is Triton's that will execute the network."""
-        source = self._source
+        source, config = self._source, self._config
+        served_by = {
+            "backend": backend,
+            "tensorrt_workspace_gib": config.workspace_gib if config.backend == "onnxruntime-tensorrt" else None,
+            "container": config.in_container,
+        }
         return ExportReport(
             manifest=describe_export(
                 source.model, source.profile, self._artefacts, verification.parities, self._engines
-            ).model_copy(
-                update={"palette": source.palette, "backend": backend, "container": self._config.in_container}
-            ),
+            ).model_copy(update={"palette": source.palette, **served_by}),
             verification=verification,
             notes={name: [*notes, *filter(None, [self._fused.get(name)])] for name, notes in self._notes.items()},
             required={candidate.name: candidate.min_agreement for candidate in self._candidates},

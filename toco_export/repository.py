@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -24,6 +25,9 @@ QUEUE_TIMEOUT_US = 30_000_000
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 32 * 2**20
 IMAGE_INSTANCES = 4
+ENGINE_CACHE = "/tmp"  # exists everywhere and is the one place that the read-only container can write to
+# Triton's way to say HEURISTIC: the default times every convolution anew, for each size and batch, while requests wait.
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "1"}
 NETWORK_INSTANCES = 2  # of the python backend: while one hands over its answers, the other keeps the processors busy
 
 # Width to height of the sizes that images of any shape are resized to: those that cameras make, and a limit.
@@ -81,8 +85,10 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
     onnx_files = _onnx_files(manifest)
     count, kind = 1, triton.ModelInstanceGroup.KIND_GPU
     if manifest.backend == "python":
-        parameters |= {"num_threads": "0", **onnx_files}
+        parameters |= {"num_threads": "0", **onnx_files, **_rtx_engine(manifest)}
         count, kind = NETWORK_INSTANCES, triton.ModelInstanceGroup.KIND_AUTO
+    elif manifest.backend == "onnxruntime":
+        parameters |= CUDA_OPTIONS
     return triton.ModelConfig(
         name=MODEL,
         backend=manifest.backend,
@@ -93,6 +99,7 @@ def model_config(manifest: Manifest) -> triton.ModelConfig:
         output=_outputs([-1, -1]),
         instance_group=[triton.ModelInstanceGroup(count=count, kind=kind)],
         dynamic_batching=triton.ModelDynamicBatching(),
+        optimization=_tensorrt_provider(manifest),
         model_warmup=[_warmup(manifest)],
         parameters=_parameters(parameters),
     )
@@ -105,10 +112,8 @@ def served_file(manifest: Manifest) -> str:
         ExportError: There is none for the manifest's backend.
     """
     wanted = "tensorrt" if manifest.backend == "tensorrt" else "onnx"
-    files = {artefact.precision: artefact.file for artefact in manifest.artefacts if artefact.format == wanted}
-    for precision in GPU_PRECISIONS:
-        if precision in files:
-            return files[precision]
+    if file := _gpu_file(manifest, wanted):
+        return file
     raise ExportError(f"the manifest has no {wanted} artefact, which the backend {manifest.backend} would serve")
 
 
@@ -177,6 +182,49 @@ def _onnx_files(manifest: Manifest) -> dict[str, str]:
     if "onnx_fp32" not in files:
         raise ExportError("the manifest has no fp32 ONNX artefact, which every machine can run; export one")
     return files
+
+
+def _rtx_engine(manifest: Manifest) -> dict[str, str]:
+    """Name the engine of TensorRT-RTX that the python backend prefers on a GPU, if there is one."""
+    file = _gpu_file(manifest, "tensorrt-rtx")
+    return {"rtx_engine": file} if file else {}
+
+
+def _gpu_file(manifest: Manifest, kind: str) -> str | None:
+    """Return the file of a format of the manifest that is the first choice on a GPU, if there is one."""
+    files = {artefact.precision: artefact.file for artefact in manifest.artefacts if artefact.format == kind}
+    return next((files[precision] for precision in GPU_PRECISIONS if precision in files), None)
+
+
+def _tensorrt_provider(manifest: Manifest) -> triton.ModelOptimizationPolicy | None:
+    """Let ONNX Runtime hand the graph to TensorRT where that is asked for; CUDA runs what TensorRT cannot.
+
+    The engine is built while Triton loads the model, for all of the profile: without stated shapes a request of a new
+    size would wait for another. ``precision_mode`` is left out on purpose: the file states its types and a network
+    without a mode keeps them, while ``FP16`` lets TensorRT compute in fp16 what was kept in fp32.
+
+    Source: README of Triton's onnxruntime_backend; ONNX Runtime's TensorRT execution provider.
+    """
+    if manifest.tensorrt_workspace_gib is None:
+        return None
+    shapes = {name: getattr(manifest.profile, name) for name in ("min", "opt", "max")}
+    options = {
+        "max_workspace_size_bytes": str(round(manifest.tensorrt_workspace_gib * 2**30)),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": ENGINE_CACHE,
+        "trt_engine_cache_prefix": f"toco_{_weights_key(manifest)}",
+        **{f"trt_profile_{name}_shapes": f"image:{s.batch}x{s.height}x{s.width}x3" for name, s in shapes.items()},
+    }
+    accelerators = triton.ModelOptimizationPolicy.ExecutionAccelerators(
+        gpu_execution_accelerator=[{"name": "tensorrt", "parameters": options}]
+    )
+    return triton.ModelOptimizationPolicy(execution_accelerators=accelerators)
+
+
+def _weights_key(manifest: Manifest) -> str:
+    """Tell exports apart: the cache knows a graph by its names alone, so other weights would get the old engine."""
+    checksums = "".join(artefact.sha256 for artefact in manifest.artefacts)
+    return hashlib.sha256(checksums.encode()).hexdigest()[:16]
 
 
 def _this_version() -> triton.ModelVersionPolicy:

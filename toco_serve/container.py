@@ -24,7 +24,7 @@ def commands(repository: Path, manifest: Manifest, ports: Ports, *, tls: Path | 
 
     Args:
         repository: The model repository, mounted read-only.
-        manifest: Its manifest, for the version of ONNX Runtime.
+        manifest: Its manifest, for the versions of ONNX Runtime and TensorRT-RTX.
         ports: Where the host listens. HTTP (health) and metrics on its loopback address only.
         tls: Folder with ``server.pem`` and ``server.key``, and ``ca.pem`` if clients have to show a certificate that it
             signed. Without TLS gRPC too stays on the loopback address.
@@ -87,11 +87,12 @@ def _image(release: str) -> str:
 
 
 def _build(manifest: Manifest, release: str, *, gpu: bool) -> str:
-    """Add to NVIDIA's image the two packages that the models import and it has not."""
-    runtime = manifest.versions.get("onnxruntime")
+    """Add to NVIDIA's image the packages that the models import and it has not."""
+    runtime, rtx = manifest.versions.get("onnxruntime"), manifest.versions.get("tensorrt_rtx")
     packages = [
         ("onnxruntime-gpu" if gpu else "onnxruntime") + (f"=={runtime}" if runtime else ""),
         f"pillow=={version('pillow')}",
+        *([f"tensorrt-rtx-cu13=={rtx}"] if gpu and rtx and manifest.backend == "python" else []),
     ]
     steps = [f"FROM {triton_image(release)}", f"RUN pip install --no-cache-dir {' '.join(packages)}"]
     return "\n".join([f"docker build --tag {_image(release)} - <<'END'", *steps, "END"])

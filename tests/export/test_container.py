@@ -151,3 +151,4 @@ def test_auto_serves_with_python_unless_there_is_an_engine_of_tensorrt():
     assert resolve_backend(ExportConfig(), None) == resolve_backend(ExportConfig(), "tensorrt-rtx") == "python"
     assert resolve_backend(ExportConfig(), "tensorrt") == "tensorrt"
     assert resolve_backend(ExportConfig(backend="onnxruntime"), "tensorrt") == "onnxruntime"
+    assert resolve_backend(ExportConfig(backend="onnxruntime-tensorrt"), None) == "onnxruntime"

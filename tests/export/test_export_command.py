@@ -15,8 +15,10 @@ import pytest
 import tensorrt_rtx
 import torch
 import yaml
+from google.protobuf import text_format
 from safetensors.torch import save_file
 from small_run import PALETTE, Exported, save_perturbed
+from tritonclient.grpc import model_config_pb2 as triton
 
 import toco
 from toco.manifest import MANIFEST_FILE, Profile, Shape, read_manifest, sha256_of
@@ -97,6 +99,22 @@ def test_without_an_engine_only_fp32_onnx_is_exported(run_folder: Path, tmp_path
     assert [artefact.file for artefact in manifest.artefacts] == ["model.onnx"]
     assert "tensorrt_rtx" not in manifest.versions
     assert {parity.file for parity in manifest.parity} == {"model.onnx"}
+
+
+@pytest.mark.usefixtures("traced_before")
+def test_tensorrt_inside_onnx_runtime_gets_the_memory_that_the_user_allows(run_folder: Path, tmp_path: Path):
+    repository = tmp_path / "repository"
+    backend = ["--backend", "onnxruntime-tensorrt", "--workspace-gib", "2", "--target", "onnx"]
+    assert main([str(run_folder), *backend, "--repository", str(repository)]) == 0
+    manifest = read_manifest(repository)
+    assert (manifest.backend, manifest.tensorrt_workspace_gib) == ("onnxruntime", 2)
+    config = text_format.Parse((repository / "toco/config.pbtxt").read_text(), triton.ModelConfig())
+    assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.onnx")
+    [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert accelerator.parameters["max_workspace_size_bytes"] == "2147483648"
+    profile = manifest.profile.max
+    assert accelerator.parameters["trt_profile_max_shapes"] == f"image:8x{profile.height}x{profile.width}x3"
 
 
 @pytest.fixture

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import runpy
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toco_export.config import ExportConfig, resolve_profile
+from toco_export.conversion import convert
+from toco_export.engine import build_engine
 from toco_export.graph import ServedModel
 from toco_export.reduced import reduced_model
 from toco_train.backbone import ViTSpec
@@ -32,6 +40,7 @@ from toco_train.step import (
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SERVED_CODE = Path(__file__).parents[2] / "triton_models/toco/1/model.py"
 SIZE = 64
 CONFIG = ModelConfig(
     backbone=ViTSpec(image_size=SIZE, patch_size=8, width=64, depth=4, num_heads=4),
@@ -155,6 +164,28 @@ def test_the_fp16_graph_gives_the_labels_of_fp32() -> None:
     assert (mask == labels).float().mean() > 0.8  # it has learnt something to agree on
     assert (mask == half_mask).float().mean() >= 0.99
     assert (confidence.int() - half_confidence.int()).abs().float().mean() < 2
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and "RTX" not in torch.cuda.get_device_name(), reason="TensorRT-RTX is for RTX GPUs"
+)
+def test_the_served_model_answers_by_its_rtx_engine_what_pytorch_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _fit_to_colours()
+    images, _ = _colour_blocks(torch.Generator().manual_seed(1), 6)
+    with torch.inference_mode():
+        expected = [tensor.cpu().numpy() for tensor in ServedModel(model)(images)]
+    onnx_file, engine = tmp_path / "model.fp16.onnx", tmp_path / "model.fp16.rtx"
+    convert(model.cpu(), "fp16", onnx_file, ranges={}, static=None)
+    profile = resolve_profile(ExportConfig(), SIZE, model.patch_size)
+    build_engine(onnx_file, engine, profile, target="tensorrt-rtx", progress=lambda _: None)
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    session = runpy.run_path(str(SERVED_CODE))["RtxSession"](engine, 0)
+    for batch in (slice(0, 1), slice(0, 6), slice(3, 5)):
+        mask, confidence = session.run(("mask", "confidence"), {"image": images[batch].cpu().numpy()})
+        assert (mask == expected[0][batch]).mean() >= 0.99
+        assert np.abs(confidence.astype(int) - expected[1][batch]).mean() < 2
 
 
 def test_the_dense_energy_and_its_gradient_are_those_of_the_cpu() -> None:

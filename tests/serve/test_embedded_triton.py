@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from processes import Footprint
-from toy_model import artefact, quadrant_labels, quadrants, slow_down, toy_manifest
+from toy_model import artefact, quadrant_labels, quadrants, slow_down, toy_manifest, write_toy_repository
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 import toco_serve
 from toco.errors import ServeError
-from toco.manifest import MANIFEST_FILE, write_manifest
+from toco.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_serve.failures import UnreachableError
 from toco_serve.ports import port_error
@@ -57,6 +57,13 @@ def test_clients_can_change_neither_models_nor_shared_memory_nor_logging(server,
     triton = InferenceServerClient(server.grpc_url)
     with pytest.raises(InferenceServerException, match="This protocol is restricted, expecting header"):
         getattr(triton, call)(*arguments)
+
+
+def test_triton_reads_the_configuration_for_a_backend_that_is_not_here_and_misses_that_alone(tmp_path, monkeypatch):
+    repository = write_toy_repository(tmp_path / "repository", backend="onnxruntime", tensorrt_workspace_gib=4)
+    monkeypatch.setattr(toco_serve.server, "checked_manifest", read_manifest)  # which would refuse the backend
+    error = error_of_starting(repository)
+    assert "model 'toco' does not load: unable to find backend library for backend 'onnxruntime'" in error
 
 
 def test_a_server_ends_with_its_block_and_leaves_nothing(repository):

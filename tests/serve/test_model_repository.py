@@ -7,12 +7,12 @@ from pathlib import Path
 import onnx
 import pytest
 from google.protobuf import text_format
-from toy_model import toy_manifest, write_toy_onnx, write_toy_repository
+from toy_model import artefact, toy_manifest, write_toy_onnx, write_toy_repository
 from tritonclient.grpc import model_config_pb2 as triton
 
 from toco.errors import ExportError
-from toco.manifest import Profile, Shape, read_manifest
-from toco_export.repository import artefact_folder, complete_repository, size_buckets
+from toco.manifest import Artefact, Profile, Shape, read_manifest
+from toco_export.repository import artefact_folder, complete_repository, model_config, size_buckets
 
 
 @pytest.fixture
@@ -115,6 +115,73 @@ def test_the_fp16_graph_is_named_where_there_is_one(onnx_file, folder):
     complete_repository(folder, toy_manifest(onnx_file, artefacts=(fp32, fp16)))
     stated = parameters(read_config(folder, "toco"))
     assert (stated["onnx_fp32"], stated["onnx_fp16"]) == ("model.onnx", "model.fp16.onnx")
+
+
+def with_engines(onnx_file: Path, *precisions: str) -> tuple[Artefact, ...]:
+    """The fp32 ONNX file, and an engine of TensorRT-RTX in each precision beside it."""
+    fp32, engines = artefact(onnx_file), []
+    for precision in precisions:
+        path = onnx_file.with_name(f"model.{precision}.rtx")
+        path.write_bytes(precision.encode())
+        engines.append(artefact(path).model_copy(update={"format": "tensorrt-rtx", "precision": precision}))
+    return (fp32, *engines)
+
+
+def test_the_engine_of_tensorrt_rtx_is_named_fp16_before_fp32(onnx_file, folder):
+    complete_repository(folder, toy_manifest(onnx_file, artefacts=with_engines(onnx_file, "fp32", "fp16")))
+    stated = parameters(read_config(folder, "toco"))
+    assert (stated["rtx_engine"], stated["onnx_fp32"]) == ("model.fp16.rtx", "model.onnx")
+
+
+def test_a_backend_of_tritons_own_is_told_of_no_engine_that_it_cannot_load(onnx_file, folder):
+    artefacts = with_engines(onnx_file, "fp16")
+    complete_repository(folder, toy_manifest(onnx_file, artefacts=artefacts, backend="onnxruntime"))
+    config = read_config(folder, "toco")
+    assert config.default_model_filename == "model.onnx"
+    assert "rtx_engine" not in parameters(config)
+
+
+def test_onnx_runtime_runs_on_cuda_alone_unless_tensorrt_is_asked_for(onnx_file, folder):
+    complete_repository(folder, toy_manifest(onnx_file, backend="onnxruntime"))
+    config = read_config(folder, "toco")
+    assert not config.HasField("optimization")
+    assert parameters(config)["cudnn_conv_algo_search"] == "1"
+
+
+def test_onnx_runtime_lets_tensorrt_build_one_engine_for_the_whole_profile(onnx_file, folder):
+    profile = Profile(min=square(1, 32), opt=Shape(batch=2, height=96, width=112), max=square(8, 512))
+    manifest = toy_manifest(onnx_file, backend="onnxruntime", tensorrt_workspace_gib=1.5, profile=profile)
+    complete_repository(folder, manifest)
+    config = read_config(folder, "toco")
+    [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator
+    options = dict(accelerator.parameters)
+    assert options.pop("trt_engine_cache_prefix").startswith("toco_")
+    assert (accelerator.name, options) == (
+        "tensorrt",
+        {
+            "max_workspace_size_bytes": "1610612736",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": "/tmp",
+            "trt_profile_min_shapes": "image:1x32x32x3",
+            "trt_profile_opt_shapes": "image:2x96x112x3",
+            "trt_profile_max_shapes": "image:8x512x512x3",
+        },
+    )
+    assert text_format.MessageToString(config) == (folder / "toco/config.pbtxt").read_text(encoding="utf-8")
+    graph = onnx.load(onnx_file).graph
+    assert [value.name for value in graph.input] == ["image"], "the profile names every input"
+    assert len(graph.input[0].type.tensor_type.shape.dim) == 4
+
+
+def test_engines_of_other_weights_have_other_names_in_the_cache(onnx_file):
+    def prefix(order: tuple[int, ...]) -> str:
+        write_toy_onnx(onnx_file, order)
+        config = model_config(toy_manifest(onnx_file, backend="onnxruntime", tensorrt_workspace_gib=4))
+        [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator
+        return accelerator.parameters["trt_engine_cache_prefix"]
+
+    first, again, other = prefix((0, 1, 2, 3)), prefix((0, 1, 2, 3)), prefix((0, 2, 1, 3))
+    assert first == again != other
 
 
 TRITON_TYPES = {triton.TYPE_UINT8: onnx.TensorProto.UINT8}

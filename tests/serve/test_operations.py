@@ -122,6 +122,18 @@ def test_the_container_gets_no_more_rights_and_doors_than_it_needs(repository, c
     assert "--gpus" not in printed(capsys, str(repository), "--docker", "cpu")[1]
 
 
+def test_the_container_gets_tensorrt_rtx_where_an_engine_of_it_is_served_on_a_gpu(tmp_path, capsys):
+    def packages(*options: str, **changes: object) -> str:
+        versions = {"onnxruntime": "1.31.1", "tensorrt_rtx": "1.7.1.116"}
+        folder = write_toy_repository(tmp_path / "rtx", versions=versions, **changes)
+        return printed(capsys, str(folder), "--docker", *options)[0]
+
+    assert "onnxruntime-gpu==1.31.1 pillow==" in packages()
+    assert " tensorrt-rtx-cu13==1.7.1.116\n" in packages()
+    assert "rtx" not in packages("cpu").splitlines()[2]
+    assert "rtx" not in packages(backend="onnxruntime").splitlines()[2]
+
+
 def for_tensorrt(repository: Path, tmp_path: Path, container: str | None) -> str:
     """Return a copy of a repository whose manifest says that an engine of TensorRT is served."""
     copied = shutil.copytree(repository, tmp_path / "engines")

@@ -1,8 +1,8 @@
-"""Triton model ``toco``: RGB images in, label map and confidence out, by ONNX Runtime.
+"""Triton model ``toco``: RGB images in, label map and confidence out, by TensorRT-RTX or ONNX Runtime.
 
-Normalisation, upsampling and argmax are inside the ONNX graph, so what is left is to check sizes, to merge the
+Normalisation, upsampling and argmax are inside the graph, so what is left is to check sizes, to merge the
 requests that Triton hands over together, and to split the answers. Imports nothing of the toco packages: it runs
-inside NVIDIA's container with numpy and onnxruntime alone.
+inside NVIDIA's container with numpy and onnxruntime alone, and with tensorrt_rtx where there is an engine for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ import triton_python_backend_utils as pb_utils
 OUTPUTS = ("mask", "confidence")
 
 Parameters = dict[str, str]
+UInt8Array = npt.NDArray[np.uint8]
 
 
 class TritonPythonModel:
     """Run the exported network.
 
-    Parameters in ``config.pbtxt``: ``onnx_fp32``, ``onnx_fp16``, ``onnx_int8`` (file names; all but the first may be
-    missing), ``patch_size``,
-    ``min_height``, ``min_width``, ``max_height``, ``max_width`` (pixels), ``num_threads`` (0: all processors).
+    Parameters in ``config.pbtxt``: ``onnx_fp32``, ``onnx_fp16``, ``onnx_int8``, ``rtx_engine`` (file names; all but the
+    first may be missing), ``patch_size``, ``min_height``, ``min_width``, ``max_height``, ``max_width`` (pixels),
+    ``num_threads`` (0: all processors).
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session: fp16 on a GPU that ONNX Runtime can use, else int8 or fp32 on the CPU."""
+        """Open the session: on a GPU that can be used the engine or fp16, else int8 or fp32 on the CPU."""
         parameters = {
             key: value["string_value"] for key, value in json.loads(args["model_config"])["parameters"].items()
         }
@@ -60,14 +62,13 @@ class TritonPythonModel:
                 responses[index] = response
         return responses
 
-    def _run(self, images: list[npt.NDArray[np.uint8]]) -> list[Any]:
+    def _run(self, images: list[UInt8Array]) -> list[Any]:
         """Run images of one size, each ``[B, H, W, 3]``, together; give one response for each."""
         batch = images[0] if len(images) == 1 else np.concatenate(images)
         try:
             outputs = self._session.run(OUTPUTS, {"image": batch})
-        except Exception as error:  # whatever stopped ONNX Runtime (memory, mostly) must not stop the other sizes
-            message = " ".join(str(error).split())
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message)) for _ in images]
+        except Exception as error:  # whatever stopped the runtime (memory, mostly) must not stop the other sizes
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(one_line(error))) for _ in images]
         ends = np.cumsum([len(image) for image in images])[:-1]
         parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
         return [
@@ -76,7 +77,94 @@ class TritonPythonModel:
         ]
 
 
+class RtxSession:
+    """An engine of TensorRT-RTX on one GPU, asked as a session of ONNX Runtime is.
+
+    Args:
+        file: The engine.
+        device: CUDA's number of the GPU.
+
+    Raises:
+        ImportError: TensorRT-RTX is not here, or does not load.
+        RuntimeError: The engine does not load on this GPU or in this version.
+    """
+
+    def __init__(self, file: Path, device: int) -> None:
+        import tensorrt_rtx  # noqa: PLC0415  (most machines have no use for it)
+
+        self._device = device
+        onnxruntime.preload_dlls()  # its tensors serve as buffers, so that no other package is needed
+        self._on_gpu(np.zeros(1, np.uint8))  # makes the GPU the current one, to which TensorRT binds the engine
+        self._log = error_log(tensorrt_rtx)
+        self._engine = tensorrt_rtx.Runtime(self._log).deserialize_cuda_engine(file.read_bytes())
+        self._check(self._engine is not None, f"TensorRT-RTX {tensorrt_rtx.__version__} does not load the engine")
+        self._context = self._engine.create_execution_context()
+        self._check(self._context is not None, "there is no room to run the engine")
+
+    def run(self, names: Sequence[str], inputs: dict[str, UInt8Array]) -> list[UInt8Array]:
+        """Return the outputs of these names, uint8 ``[B, H, W]``, for ``image``, uint8 ``[B, H, W, 3]``.
+
+        Raises:
+            RuntimeError: The size or the batch is outside the engine's profile, or the GPU fails.
+        """
+        engine, context = self._engine, self._context
+        tensors = {name: self._on_gpu(array) for name, array in inputs.items()}
+        for name, array in inputs.items():
+            self._check(context.set_input_shape(name, array.shape), f"the engine takes no {name} {array.shape}")
+        for name in names:
+            shape = list(context.get_tensor_shape(name))
+            tensors[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, "cuda", self._device)
+        order = map(engine.get_tensor_name, range(engine.num_io_tensors))
+        done = context.execute_v2([tensors[name].data_ptr() for name in order])  # returns when the GPU has finished
+        self._check(done, "the engine stopped")
+        return [tensors[name].numpy() for name in names]
+
+    def _on_gpu(self, array: UInt8Array) -> Any:
+        """Copy an array to the GPU; returns when it is there."""
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._device)
+
+    def _check(self, succeeded: bool, problem: str) -> None:
+        """Raise what TensorRT logged of a failure: it throws nothing."""
+        if not succeeded:
+            raise RuntimeError(f"{problem}: {self._log.last_error or 'it does not say why'}")
+
+
+def error_log(trt: Any) -> Any:
+    """Make a TensorRT logger that keeps the last error."""
+
+    class ErrorLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last_error = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.last_error = message
+
+    return ErrorLog()
+
+
 def open_session(folder: Path, parameters: Parameters, device: int | None) -> Any:
+    """Open the engine or the fp16 graph on GPU ``device`` if one of them runs there, else a graph on the CPU."""
+    if device is not None and "rtx_engine" in parameters:
+        try:
+            return open_engine(folder, parameters, device)
+        except Exception as error:  # a package that is missing or does not load, another version, GPU or driver, memory
+            pb_utils.Logger.log_warn(
+                f"GPU {device} does not run {parameters['rtx_engine']}: ONNX Runtime instead ({one_line(error)})"
+            )
+    return open_graph(folder, parameters, device)
+
+
+def open_engine(folder: Path, parameters: Parameters, device: int) -> RtxSession:
+    """Open the engine and try it on the smallest image: what is wrong with it has to show while there is a choice."""
+    session = RtxSession(folder / parameters["rtx_engine"], device)
+    smallest = np.zeros((1, int(parameters["min_height"]), int(parameters["min_width"]), 3), np.uint8)
+    session.run(OUTPUTS, {"image": smallest})
+    return session
+
+
+def open_graph(folder: Path, parameters: Parameters, device: int | None) -> Any:
     """Open the fp16 graph on CUDA device ``device`` if there is one that works, else on the CPU int8 before fp32."""
     cpu_graph = parameters.get("onnx_int8", parameters["onnx_fp32"])
     if device is not None and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -113,6 +201,11 @@ def size_problem(height: int, width: int, parameters: Parameters) -> str | None:
             padded = -(-got // patch) * patch
             return f"image {name} {got} is not a multiple of the patch size {patch}; pad to {padded}"
     return None
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error without line ends, which Triton would print as they are."""
+    return " ".join(str(error).split())
 
 
 def refuse(message: str) -> Any:
