@@ -153,13 +153,13 @@ class Backbone(nn.Module):
         rows, columns = height // patch, width // patch
         tokens = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([vit.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return vit.norm_pre(tokens + self._position_embedding(rows, columns)), (rows, columns)
+        return vit.norm_pre(tokens + self.position_embedding(rows, columns)), (rows, columns)
 
     def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Leave the class token out and lay the others out: ``[B, 1 + h * w, D]`` -> ``[B, D, h, w]``."""
         return tokens[:, 1:].transpose(1, 2).reshape(-1, self.width, *grid)
 
-    def _position_embedding(self, rows: int, columns: int) -> Tensor:
+    def position_embedding(self, rows: int, columns: int) -> Tensor:
         """Return the position embedding for a grid of patches, ``[1, 1 + rows * columns, D]``."""
         embedding: Tensor = self.vit.pos_embed
         patches = embedding[:, 1:].transpose(1, 2).reshape(1, self.width, *self.grid_size)

@@ -77,7 +77,7 @@ def test_every_variant_comes_back_from_a_run_folder(model, tmp_path):
 
 def test_the_position_embedding_is_untouched_at_its_own_size():
     model = ToCo(tiny_config())
-    assert torch.equal(model.backbone._position_embedding(4, 4), model.backbone.vit.pos_embed)
+    assert torch.equal(model.backbone.position_embedding(4, 4), model.backbone.vit.pos_embed)
 
 
 def test_a_size_that_does_not_fit_the_patches_is_refused_with_the_size_that_would():
