@@ -36,10 +36,11 @@ def test_products_are_fp16_and_norms_softmax_and_resizing_are_not(exported: Expo
     assert found["MatMul", HALF] == 6 * 4, "qkv, scores, values, projection and two of the MLP in each block"
     assert found["Conv", HALF] == 4
     assert found["LayerNormalization", FLOAT] == 2 * 4 + 1
-    assert found["Resize", FLOAT] == 2
-    final_softmax = [node for node in nodes if node.op_type == "Softmax"][-1]
-    assert types[final_softmax.input[0]] == FLOAT
-    for kind, wrong in (("MatMul", FLOAT), ("Conv", FLOAT), ("LayerNormalization", HALF), ("Resize", HALF)):
+    assert found["Resize", FLOAT] == 1, "the logits"
+    assert found["Gather", FLOAT] == 2, "the position embedding, along each axis"
+    assert found["Exp", FLOAT] == 1, "the confidence"
+    for kind, wrong in (("MatMul", FLOAT), ("Conv", FLOAT), ("LayerNormalization", HALF), ("Resize", HALF),
+                        ("Gather", HALF), ("Exp", HALF)):  # fmt: skip
         assert found[kind, wrong] == 0
 
 
