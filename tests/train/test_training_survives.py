@@ -28,11 +28,13 @@ from tests.train.small_runs import (
 )
 from toco.errors import TrainingError
 from toco_train.cli import main
+from toco_train.data.classes import ClassList
 from toco_train.finite import Measurement, Taken, refuse_what_is_not_finite
 from toco_train.run_folder import RunFolder
 from toco_train.step import Losses, TokenContrast
 
 KILLS = 20
+NAMES = ClassList(classes=("cat",))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,7 +214,7 @@ def test_a_gradient_that_overflows_in_fp16_is_left_to_the_scaler_until_it_has_no
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(torch.ones(()))  # makes the scale
         taken = Taken(7, 0.1, Measurement(["total"], torch.tensor([loss, float("inf")])), micro_batches=[], losses=[])
-        refuse_what_is_not_finite(taken, scaler=scaler, run=RunFolder(tmp_path, is_main=False), classes=())
+        refuse_what_is_not_finite(taken, scaler=scaler, run=RunFolder(tmp_path, is_main=False), class_list=NAMES)
 
     check(1.0, scale=65536.0)
     with pytest.raises(TrainingError, match="the gradient is not finite at step 7"):
