@@ -67,7 +67,7 @@ def answer(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return label map and confidence, uint8 ``[B, H, W]``, of logits ``[B, C + 1, h, w]``; ``size`` is H and W."""
     logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
     largest, mask = logits.max(dim=1)
-    # the softmax of the largest; ONNX Runtime takes four times as long for that of all, across an axis that is not last
+    # the softmax of the largest alone: ONNX Runtime is slow at one across an axis that is not the last
     confidence = 1 / (logits - largest[:, None]).exp().sum(dim=1)
     return mask.to(torch.uint8), (confidence * 255).round().to(torch.uint8)
 
@@ -99,8 +99,8 @@ class ExportedAttention(Attention):  # type: ignore[misc]
 class ExportedBackbone(Backbone):
     """The backbone with its position embedding resized by few operations that are fast everywhere.
 
-    ONNX Runtime takes 65 ms of a core for ViT-B's at 448 px by its cubic Resize, one value at a time; this takes a
-    tenth. TensorRT rejects some forms of Resize, and none of these operations.
+    ONNX Runtime's cubic Resize goes one value at a time on a CPU. TensorRT rejects some forms of Resize, and none of
+    these operations.
     """
 
     def position_embedding(self, rows: int, columns: int) -> Tensor:
