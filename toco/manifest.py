@@ -84,10 +84,11 @@ class Manifest(FrozenModel):
     profile: Profile
     artefacts: tuple[Artefact, ...]
     backend: Backend = Field("python", description="Triton's backend that executes the model 'toco'.")
+    tensorrt_provider: bool = Field(
+        False, description="Backend onnxruntime: TensorRT's execution provider runs the graph, before CUDA's."
+    )
     tensorrt_workspace_gib: float | None = Field(
-        None,
-        gt=0,
-        description="Backend onnxruntime: memory in GiB for TensorRT's execution provider; missing: CUDA's alone runs.",
+        None, gt=0, description="Most memory in GiB that layers of that provider may use; missing: all of the GPU's."
     )
     container: str | None = Field(
         None, description="Release of Triton, such as 26.06, in whose image engines were built."

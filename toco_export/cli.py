@@ -69,7 +69,8 @@ def _parser() -> CommandParser:
         "--max-drop", type=float, metavar="POINTS", help="int8: percentage points of the pixels whose label may differ "
         "from PyTorch's; layers that would cost more stay in fp32 (default: 0.5)",
     )  # fmt: skip
-    parser.add_argument("--workspace-gib", type=float, metavar="GIB", help="memory that an engine's layers may use")
+    parser.add_argument("--workspace-gib", type=float, metavar="GIB", help="most memory that an engine's layers may "
+                        "use beside its weights (default: all there is)")  # fmt: skip
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="TensorRT's kernel timings, to use again")
     parser.add_argument(
         "--in-container", type=_release, metavar="RELEASE", help="build TensorRT engines with docker inside NVIDIA's "

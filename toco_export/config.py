@@ -37,7 +37,9 @@ class ExportConfig(FrozenModel):
     max_drop: float = Field(
         0.5, gt=0, lt=100, description="int8: percentage points of the pixels whose label may differ from PyTorch fp32."
     )
-    workspace_gib: float = Field(4.0, gt=0, description="Memory that an engine's layers may use beside its weights.")
+    workspace_gib: float | None = Field(
+        None, gt=0, description="Most memory that an engine's layers may use beside its weights; default: all there is."
+    )
     timing_cache: Path | None = Field(None, description="File of kernel timings to reuse and add to.")
     in_container: str | None = Field(
         None,

@@ -63,10 +63,11 @@ def container_command(
         "minShapes": _shapes(profile.min),
         "optShapes": _shapes(profile.opt),
         "maxShapes": _shapes(profile.max),
-        "memPoolSize": f"workspace:{round(options.workspace_gib * 1024)}",  # MiB
         "profilingVerbosity": "detailed",
         "exportLayerInfo": inside / _layer_file(engine_file).name,
     }
+    if options.workspace_gib:
+        trtexec["memPoolSize"] = f"workspace:{round(options.workspace_gib * 1024)}"  # MiB
     mounts = ["--volume", f"{onnx_file.parent.absolute()}:{inside}"]
     if options.timing_cache:
         mounts += ["--volume", f"{options.timing_cache.parent.absolute()}:/timings"]

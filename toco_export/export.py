@@ -160,6 +160,7 @@ class Export:
         source, config = self._source, self._config
         served_by = {
             "backend": backend,
+            "tensorrt_provider": config.backend == "onnxruntime-tensorrt",
             "tensorrt_workspace_gib": config.workspace_gib if config.backend == "onnxruntime-tensorrt" else None,
             "container": config.in_container,
         }

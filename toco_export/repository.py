@@ -205,16 +205,17 @@ def _tensorrt_provider(manifest: Manifest) -> triton.ModelOptimizationPolicy | N
 
     Source: README of Triton's onnxruntime_backend; ONNX Runtime's TensorRT execution provider.
     """
-    if manifest.tensorrt_workspace_gib is None:
+    if not manifest.tensorrt_provider:
         return None
     shapes = {name: getattr(manifest.profile, name) for name in ("min", "opt", "max")}
     options = {
-        "max_workspace_size_bytes": str(round(manifest.tensorrt_workspace_gib * 2**30)),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": ENGINE_CACHE,
         "trt_engine_cache_prefix": f"toco_{_weights_key(manifest)}",
         **{f"trt_profile_{name}_shapes": f"image:{s.batch}x{s.height}x{s.width}x3" for name, s in shapes.items()},
     }
+    if manifest.tensorrt_workspace_gib:
+        options["max_workspace_size_bytes"] = str(round(manifest.tensorrt_workspace_gib * 2**30))
     accelerators = triton.ModelOptimizationPolicy.ExecutionAccelerators(
         gpu_execution_accelerator=[{"name": "tensorrt", "parameters": options}]
     )

@@ -81,6 +81,8 @@ def test_the_command_names_image_sizes_and_nothing_outside_the_folder(tmp_path: 
         "--versionCompatible",
         "--hardwareCompatibilityLevel=ampere+",
     }
+    plain = container_command(tmp_path / "a.onnx", tmp_path / "a.plan", PROFILE, "26.06", BuildOptions())
+    assert not any("memPoolSize" in argument for argument in plain), "trtexec's own limit is the GPU's memory"
 
 
 def test_version_and_precision_are_read_from_what_the_image_says(docker, tmp_path: Path):

@@ -174,6 +174,8 @@ def test_memory_timings_and_compatibility_reach_the_builder(tmp_path: Path):
     assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     plain = _configure(trt, builder, PROFILE, BuildOptions())
     assert not plain.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    limit = plain.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)
+    assert limit > 2**33, "more than the scores of attention in fp32 take at the largest size of a ViT-B"
 
 
 def test_a_library_that_knows_other_networks_is_told_to_keep_every_type():
@@ -189,6 +191,24 @@ def test_a_timing_cache_is_written_and_read_again(exported: Exported, tmp_path: 
         source, engine = exported.artefacts / "model.fp16.onnx", tmp_path / "model.rtx"
         build_engine(source, engine, PROFILE, target="tensorrt-rtx", progress=silent, options=options)
         assert options.timing_cache.stat().st_size > 0
+
+
+def test_a_layer_that_needs_more_memory_than_is_allowed_is_reported_with_the_way_out(
+    exported: Exported, tmp_path: Path
+):
+    small = BuildOptions(workspace_gib=1e-4)
+    with pytest.raises(
+        ExportError, match=r"cannot build model\.onnx: .*; allow it more than --workspace-gib 0\.0001, or export with"
+    ):
+        build_engine(
+            exported.artefacts / "model.onnx",
+            tmp_path / "model.rtx",
+            PROFILE,
+            target="tensorrt-rtx",
+            progress=silent,
+            options=small,
+        )
+    assert not (tmp_path / "model.rtx").exists()
 
 
 def test_a_portable_rtx_engine_is_refused_for_it_is_one(exported: Exported, tmp_path: Path):

@@ -107,7 +107,7 @@ def test_tensorrt_inside_onnx_runtime_gets_the_memory_that_the_user_allows(run_f
     backend = ["--backend", "onnxruntime-tensorrt", "--workspace-gib", "2", "--target", "onnx"]
     assert main([str(run_folder), *backend, "--repository", str(repository)]) == 0
     manifest = read_manifest(repository)
-    assert (manifest.backend, manifest.tensorrt_workspace_gib) == ("onnxruntime", 2)
+    assert (manifest.backend, manifest.tensorrt_provider, manifest.tensorrt_workspace_gib) == ("onnxruntime", True, 2)
     config = text_format.Parse((repository / "toco/config.pbtxt").read_text(), triton.ModelConfig())
     assert (config.backend, config.default_model_filename) == ("onnxruntime", "model.onnx")
     [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator

@@ -60,7 +60,7 @@ def test_clients_can_change_neither_models_nor_shared_memory_nor_logging(server,
 
 
 def test_triton_reads_the_configuration_for_a_backend_that_is_not_here_and_misses_that_alone(tmp_path, monkeypatch):
-    repository = write_toy_repository(tmp_path / "repository", backend="onnxruntime", tensorrt_workspace_gib=4)
+    repository = write_toy_repository(tmp_path / "repository", backend="onnxruntime", tensorrt_provider=True)
     monkeypatch.setattr(toco_serve.server, "checked_manifest", read_manifest)  # which would refuse the backend
     error = error_of_starting(repository)
     assert "model 'toco' does not load: unable to find backend library for backend 'onnxruntime'" in error

@@ -150,7 +150,7 @@ def test_onnx_runtime_runs_on_cuda_alone_unless_tensorrt_is_asked_for(onnx_file,
 
 def test_onnx_runtime_lets_tensorrt_build_one_engine_for_the_whole_profile(onnx_file, folder):
     profile = Profile(min=square(1, 32), opt=Shape(batch=2, height=96, width=112), max=square(8, 512))
-    manifest = toy_manifest(onnx_file, backend="onnxruntime", tensorrt_workspace_gib=1.5, profile=profile)
+    manifest = toy_manifest(onnx_file, backend="onnxruntime", tensorrt_provider=True, profile=profile)
     complete_repository(folder, manifest)
     config = read_config(folder, "toco")
     [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator
@@ -159,7 +159,6 @@ def test_onnx_runtime_lets_tensorrt_build_one_engine_for_the_whole_profile(onnx_
     assert (accelerator.name, options) == (
         "tensorrt",
         {
-            "max_workspace_size_bytes": "1610612736",
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": "/tmp",
             "trt_profile_min_shapes": "image:1x32x32x3",
@@ -176,7 +175,7 @@ def test_onnx_runtime_lets_tensorrt_build_one_engine_for_the_whole_profile(onnx_
 def test_engines_of_other_weights_have_other_names_in_the_cache(onnx_file):
     def prefix(order: tuple[int, ...]) -> str:
         write_toy_onnx(onnx_file, order)
-        config = model_config(toy_manifest(onnx_file, backend="onnxruntime", tensorrt_workspace_gib=4))
+        config = model_config(toy_manifest(onnx_file, backend="onnxruntime", tensorrt_provider=True))
         [accelerator] = config.optimization.execution_accelerators.gpu_execution_accelerator
         return accelerator.parameters["trt_engine_cache_prefix"]
 
