@@ -33,14 +33,14 @@ part tests 75 -m pytest -q -m gpu tests/gpu -p no:cacheprovider
 part training-vit-b 150 -m benchmarks.training_step --device cuda --backbone "$vit" --size 448 --batch 4 --repeats 10 \
     --report "$prefix-training-vit-b"
 part training-demo 60 -m benchmarks.training_step --device cuda --backbone demo --repeats 10 --report "$prefix-training-demo"
-part inference 120 -m benchmarks.inference --device cuda --backbone "$vit" --seconds 0.3 --sizes 224 448 512 768 \
+part inference 120 -m benchmarks.inference --device cuda --backbone "$vit" --seconds 0.3 --processes 1 --sizes 224 448 512 768 \
     --batches 1 8 32 \
     --backends eager-fp32 eager-tf32 eager-bf16 eager-fp16 graph-fp16 compiled-fp16 graph-compiled-fp16 \
     tensorrt-fp16 tensorrt-rtx-fp16 --report "$prefix-inference"
-part inference-onnx 50 -m benchmarks.inference --device cuda --backbone "$vit" --sizes 448 --batches 1 --seconds 2 \
+part inference-onnx 50 -m benchmarks.inference --device cuda --backbone "$vit" --sizes 448 --batches 1 --seconds 2 --processes 1 \
     --backends eager-fp32 ort-fp32 --report "$prefix-inference-onnx"
 if "$python" -c "import pytriton" 2>/dev/null; then
-    part serving 60 -m benchmarks.serving --backbone "$vit" --repeats 20 --clients 1 8 32 --seconds 3 \
+    part serving 60 -m benchmarks.serving --backbone "$vit" --repeats 20 --clients 1 8 32 --seconds 3 --processes 1 \
         --report "$prefix-serving"
 fi
 

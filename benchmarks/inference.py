@@ -14,16 +14,18 @@ import argparse
 import gc
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.backends import BACKENDS, SLOW_ON_A_CPU, WARMUP_CALLS, Bench, Prepared, noise
 from benchmarks.inference_charts import grid_chart, roofline_chart
 from benchmarks.inference_report import as_markdown
 from benchmarks.peaks import Roofline, gemm_peak, memory_peak
+from benchmarks.processes import Found, add_processes_argument, in_processes
 from benchmarks.reports import one_line, provenance, save_report
 from benchmarks.runner import Series, interleaved, warm_up
 from benchmarks.training_step import add_network_arguments
@@ -46,21 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), help="rows (default: what suits the device)")
     parser.add_argument("--seconds", type=float, default=0.5, help="calls of each backend at each size and batch")
     parser.add_argument("--call-limit", type=float, default=1.0, help="seconds a call beyond which nothing is timed")
+    add_processes_argument(parser)
     parser.add_argument("--report", type=Path, help="write there .json and .md, kept up to date, and last the pictures")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     names = arguments.backends or [n for n in BACKENDS if device.type == "cuda" or n not in SLOW_ON_A_CPU]
     cells = [(size, batch) for size in arguments.sizes for batch in arguments.batches]
     origin = provenance(device, "benchmarks.inference", argv)  # first: the load average is that before our own
+    setting = {"processes": arguments.processes, "seconds": arguments.seconds, "call_limit": arguments.call_limit}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.backbone, device, profile_of(cells), Path(folder))
-        grid = Grid(bench, names, arguments.sizes, seconds=arguments.seconds, call_limit=arguments.call_limit)
-        for size, batch in sorted(cells, key=lambda cell: grid.flops(*cell)):
-            grid.measure(size, batch)
-            result = {"provenance": origin, "backbone": arguments.backbone, **grid.as_json()}
+        for found in in_processes(arguments.processes, measure_grid, bench, names, cells, setting):
+            result = {"provenance": origin, "backbone": arguments.backbone, **as_json(found, setting)}
             if arguments.report:
                 save_report(arguments.report, result, as_markdown(result))
-    pictures = draw(result, arguments.report) if arguments.report and grid.cells else []
+    pictures = draw(result, arguments.report) if arguments.report and result["cells"] else []
     text = as_markdown(result, pictures)
     print(text)
     if arguments.report:
@@ -91,6 +93,16 @@ def profile_of(cells: Sequence[tuple[int, int]]) -> Profile:
     )
 
 
+def measure_grid(
+    bench: Bench, names: Sequence[str], cells: Sequence[tuple[int, int]], setting: Mapping[str, Any]
+) -> Iterator[Found]:
+    """Time the backends over the grid in this process, least work first; give what is found after each cell."""
+    grid = Grid(bench, names, {size for size, _ in cells}, setting)
+    for size, batch in sorted(cells, key=lambda cell: grid.flops(*cell)):
+        grid.measure(size, batch)
+        yield grid.found
+
+
 class Grid:
     """Backends over sizes and batches: what was found, what is left out, and the machine's peaks meanwhile.
 
@@ -98,25 +110,23 @@ class Grid:
         bench: The network.
         names: Backends.
         sizes: Image sides in pixels.
-        seconds: Of calls of each backend at each size and batch, within ``MIN_CALLS`` and ``MAX_CALLS``.
-        call_limit: Seconds a call beyond which a backend is not timed.
+        setting: ``seconds`` of calls of each backend at each size and batch, within ``MIN_CALLS`` and ``MAX_CALLS``;
+            ``call_limit``, seconds a call beyond which a backend is not timed.
 
     Attributes:
-        cells: A row of the table each.
+        found: What is known so far; what several processes found can be merged.
     """
 
-    def __init__(
-        self, bench: Bench, names: Sequence[str], sizes: Sequence[int], *, seconds: float, call_limit: float
-    ) -> None:
-        self.cells: list[dict[str, Any]] = []
-        self._bench, self._names, self._seconds, self._call_limit = bench, names, seconds, call_limit
+    def __init__(self, bench: Bench, names: Sequence[str], sizes: Iterable[int], setting: Mapping[str, Any]) -> None:
+        self._bench, self._names = bench, names
+        self._seconds, self._call_limit = setting["seconds"], setting["call_limit"]
         self._reference = REFERENCE if REFERENCE in names else names[0]
         self._flops = {size: bench.flops_per_image(size) for size in sizes}
         self._rates: dict[str, float] = {}  # the most operations a second of each so far
-        self._failed: dict[str, str] = {}
-        self._skipped: list[dict[str, Any]] = []
-        self._gemm_peaks: dict[str, list[float]] = {}
-        self._memory_peaks: dict[str, list[float]] = {}
+        self.found: dict[str, Any] = {
+            "reference": self._reference, "flops_per_image": self._flops, "cells": {}, "left_out": {}, "skipped": {},
+            "gemm_flops_per_second": {}, "memory_bytes_per_second": {},
+        }  # fmt: skip
 
     def flops(self, size: int, batch: int) -> int:
         """Return the operations of a batch."""
@@ -129,7 +139,7 @@ class Grid:
         calls: dict[str, Prepared] = {}
         repeats: dict[str, int] = {}
         for name in self._names:
-            if name in self._failed:
+            if name in self.found["left_out"]:
                 continue
             if reason := self._too_much(name, size, batch):
                 self._skip(name, size, batch, reason)
@@ -139,41 +149,26 @@ class Grid:
                 once = warm_up(call, device, WARMUP_CALLS)
             except Exception as error:  # each library has its own families; whatever it is, the others are still timed
                 where = f"from {size} px, batch {batch}: " if name in self._rates else ""
-                self._failed[name] = where + one_line(error)
+                self.found["left_out"][name] = where + one_line(error)
                 continue
             self._rates[name] = max(self._rates.get(name, 0.0), self.flops(size, batch) / once)
             if once > self._call_limit:
                 self._skip(name, size, batch, f"{once:.1f} s a call")
                 continue
             calls[name], repeats[name] = call, min(MAX_CALLS, max(MIN_CALLS, round(self._seconds / once)))
-        rooflines = self._rooflines(calls)
+        peaks = self._peaks(calls)
         times = interleaved(calls, device, repeats)
+        reference = times.get(self._reference)
         for name, call in calls.items():
-            reference = times.get(self._reference)
-            moved = self._bench.least_bytes(images, call.weights)
-            self.cells.append(
-                {"size": size, "batch": batch, "backend": name, "device": call.device.type,
-                 "precision": call.precision, "speed": reference and reference.over(times[name]).as_json(),
-                 **summary(times[name], batch, self.flops(size, batch), moved, rooflines[name])}
-            )  # fmt: skip
+            self.found["cells"][size, batch, name] = {
+                "device": call.device.type, "precision": call.precision, "seconds": times[name],
+                "speed": reference and reference.over(times[name]), "flops": self.flops(size, batch),
+                "least_bytes": self._bench.least_bytes(images, call.weights), **peaks[name],
+            }  # fmt: skip
         calls.clear()
         gc.collect()  # captured graphs hold their memory until they go
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all that is known so far."""
-        return {
-            "setting": {"seconds": self._seconds, "call_limit": self._call_limit, "reference": self._reference,
-                        "warmup_calls": WARMUP_CALLS, "min_calls": MIN_CALLS, "max_calls": MAX_CALLS,
-                        "min_calls_for_p99": MIN_CALLS_FOR_P99},
-            "cells": self.cells,
-            "gemm_flops_per_second": self._gemm_peaks,
-            "memory_bytes_per_second": self._memory_peaks,
-            "flops_per_image": self._flops,
-            "left_out": self._failed,
-            "skipped": self._skipped,
-        }  # fmt: skip
 
     def _too_much(self, name: str, size: int, batch: int) -> str | None:
         """Return why a backend is not even tried: by its best rate it takes too long, or the memory may not do."""
@@ -188,22 +183,42 @@ class Grid:
         return None
 
     def _skip(self, name: str, size: int, batch: int, reason: str) -> None:
-        self._skipped.append({"backend": name, "size": size, "batch": batch, "reason": reason})
+        self.found["skipped"][name, size, batch] = {
+            "backend": name, "size": size, "batch": batch, "reason": reason
+        }  # fmt: skip
 
-    def _rooflines(self, calls: dict[str, Prepared]) -> dict[str, Roofline]:
+    def _peaks(self, calls: Mapping[str, Prepared]) -> dict[str, dict[str, list[float]]]:
         """Measure the peaks that calls are held against, once each."""
         gemm, memory = {}, {}
         for call in calls.values():
             place = call.device.type
             if place not in memory:
                 memory[place] = memory_peak(call.device)
-                self._memory_peaks.setdefault(place, []).append(memory[place])
+                self.found["memory_bytes_per_second"].setdefault(place, []).append(memory[place])
             key = f"{call.precision} on {place}"
             if key not in gemm:
                 gemm[key] = gemm_peak(call.device, call.precision)
-                self._gemm_peaks.setdefault(key, []).append(gemm[key])
-        return {name: Roofline(gemm[f"{call.precision} on {call.device.type}"], memory[call.device.type])
-                for name, call in calls.items()}  # fmt: skip
+                self.found["gemm_flops_per_second"].setdefault(key, []).append(gemm[key])
+        return {name: {"gemm_peaks": [gemm[f"{call.precision} on {call.device.type}"]],
+                       "memory_peaks": [memory[call.device.type]]} for name, call in calls.items()}  # fmt: skip
+
+
+def as_json(found: Found, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a report holds of what one process found, or several."""
+    cells = [
+        {"size": size, "batch": batch, "backend": name, "device": cell["device"], "precision": cell["precision"],
+         "speed": cell["speed"] and cell["speed"].as_json(),
+         **summary(cell["seconds"], batch, cell["flops"], cell["least_bytes"],
+                   Roofline(float(np.median(cell["gemm_peaks"])), float(np.median(cell["memory_peaks"]))))}
+        for (size, batch, name), cell in found["cells"].items()
+    ]  # fmt: skip
+    return {
+        **found,
+        "setting": {**setting, "reference": found["reference"], "warmup_calls": WARMUP_CALLS, "min_calls": MIN_CALLS,
+                    "max_calls": MAX_CALLS, "min_calls_for_p99": MIN_CALLS_FOR_P99},
+        "cells": cells,
+        "skipped": list(found["skipped"].values()),
+    }  # fmt: skip
 
 
 def summary(seconds: Series, batch: int, flops: int, moved: int, roofline: Roofline) -> dict[str, Any]:

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.processes import in_words
 from benchmarks.reports import markdown_table, provenance_text
 from benchmarks.runner import SPREAD, ratio_cell, spread_cell
 
 METHOD = """\
 Each call is timed from the host, from an idle device to an idle device: the latency of one batch, with input and output
-where the backend has them (host memory for ONNX Runtime on the CPU). Backends take turns at each size and batch:
-{min_calls} to {max_calls} calls each, about {seconds:g} s of them, after {warmup_calls} to warm up; p99 where there are
-{min_calls_for_p99} calls. Speed: against {reference} at that size and batch. Not timed is what took, or by the best
-rate before would take, more than {call_limit:g} s a call. fp32: TF32 off; tf32: on; bf16: autocast; fp16: the network
-that toco-export --fp16 writes (ONNX Runtime on the CPU computes it in fp32); int8: all linear layers, as toco-export
---precision int8 writes them where its gate allows. ort: ONNX Runtime; ort-plain: on what torch.onnx.export alone writes
-of the same network; openvino: on the file of ort-fp32. compiled: torch.compile of each ViT block alone, for each size.
-graph: replayed as one CUDA graph."""
+where the backend has them (host memory for ONNX Runtime on the CPU). Backends take turns at each size and batch, in
+{processes}: {min_calls} to {max_calls} calls each in a process, about {seconds:g} s of them, after {warmup_calls} to
+warm up; p99 where there are {min_calls_for_p99} calls. Speed: against {reference} at that size and batch. Not timed is
+what took, or by the best rate before would take, more than {call_limit:g} s a call. fp32: TF32 off; tf32: on; bf16:
+autocast; fp16: the network that toco-export --fp16 writes (ONNX Runtime on the CPU computes it in fp32); int8: all
+linear layers, as toco-export --precision int8 writes them where its gate allows. ort: ONNX Runtime; ort-plain: on what
+torch.onnx.export alone writes of the same network; openvino: on the file of ort-fp32. compiled: torch.compile of each
+ViT block alone, for each size. graph: replayed as one CUDA graph."""
 ROOFLINE = """\
 GFLOP: multiply-adds times 2 of products and convolutions, attention written out. MB: what a batch must move at least:
 the weights of backbone and decoder read once in the type they are kept in, the images read, labels and confidence
@@ -50,7 +51,7 @@ def as_markdown(result: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str
         markdown_table(timing_headings, [_timing_row(cell) for cell in cells]),
         *(f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()),
         *_skipped(result["skipped"]),
-        METHOD.format(**setting),
+        METHOD.format(**{**setting, "processes": in_words(setting["processes"])}),
         SPREAD,
         "## Roofline",
         markdown_table(roofline_headings, [_roofline_row(cell) for cell in cells]),

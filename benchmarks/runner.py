@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,11 @@ FEW = 8  # below, two halves of one steady series are apart more than one time i
 
 SPREAD = f"""\
 Spread: half the {CONFIDENCE:.0%} interval of the median (of order statistics; of fewer than 6 calls, their range), made
-wide enough for the medians of the four quarters of the rounds; as a share of the median. Ratio and speed: the median
-over rounds of the quotient in one round, with its interval in parentheses. Two medians differ where their intervals do
-not overlap. unstable: those of the first and the second half do not, taken without that widening; few: under {FEW}
-calls, too few to tell."""
+wide enough for the median of each process (of each quarter of the rounds, where one process made all); as a share of
+the median. Ratio and speed: the median over rounds of the quotient in one round, with its interval in parentheses. Two
+medians differ where their intervals do not overlap. unstable: those of the first and the second half of the rounds, in
+most of the processes, do not, taken without that widening; few: under {FEW}
+calls in a process, too few to tell."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,16 @@ class Series:
 
     Attributes:
         values: One or more.
+        turns: How many of them each process made, where several took turns; nothing where one made all.
     """
 
     values: tuple[float, ...]
+    turns: tuple[int, ...] = ()
+
+    @classmethod
+    def joined(cls, series: Sequence[Series]) -> Series:
+        """Return what several processes measured as one."""
+        return cls(tuple(value for one in series for value in one.values), tuple(len(one.values) for one in series))
 
     def percentile(self, percent: float) -> float:
         """Return a percentile of the values."""
@@ -44,9 +52,13 @@ class Series:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Where the median lies: its confidence interval, wide enough for the medians of all quarters (drift)."""
+        """Where the median lies: its confidence interval, wide enough for the medians of all processes or quarters.
+
+        Four processes and four like them lie wholly apart 2 times in 70. Quarters know of the drift of one process, and
+        nothing of what the next does otherwise.
+        """
         low, high = self._interval_if_steady
-        medians = [quarter.median for quarter in self._parts(4)]
+        medians = [part.median for part in (self._by_process if len(self.turns) > 1 else self._parts(4))]
         return min(low, *medians), max(high, *medians)
 
     @cached_property
@@ -57,7 +69,10 @@ class Series:
 
     @cached_property
     def stable(self) -> bool | None:
-        """Whether the second half repeats the first; None where the values are too few to tell."""
+        """Whether the second half repeats the first, in most processes; None where the values are too few to tell."""
+        if len(self.turns) > 1:
+            votes = [part.stable for part in self._by_process if part.stable is not None]
+            return 2 * sum(votes) >= len(votes) if votes else None
         if len(self.values) < FEW:
             return None
         (low, high), (late_low, late_high) = (half._interval_if_steady for half in self._parts(2))
@@ -69,7 +84,7 @@ class Series:
         return low > other_high or high < other_low
 
     def over(self, other: Series) -> Series:
-        """Return the quotients of the rounds that both have."""
+        """Return the quotients of the rounds that both have; those of one process each."""
         return Series(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=False)))
 
     def as_json(self) -> dict[str, Any]:
@@ -79,6 +94,12 @@ class Series:
             "count": len(self.values), "median": self.median, "q1": self.percentile(25), "q3": self.percentile(75),
             "low": low, "high": high, "spread": self.spread, "stable": self.stable,
         }  # fmt: skip
+
+    @cached_property
+    def _by_process(self) -> list[Series]:
+        """What each process measured."""
+        ends = np.cumsum(self.turns)[:-1]
+        return [Series(tuple(part.tolist())) for part in np.split(np.array(self.values), ends)]
 
     @cached_property
     def _interval_if_steady(self) -> tuple[float, float]:
@@ -157,5 +178,6 @@ def spread_cell(found: Mapping[str, Any]) -> str:
 
 
 def ratio_cell(found: Mapping[str, Any]) -> str:
-    """Return the ratio of a ``Series.as_json`` for a table, with its interval."""
-    return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    """Return the median of a ``Series.as_json`` for a table, with its interval where it is of more than one value."""
+    interval = f" ({found['low']:.2f} to {found['high']:.2f})" if found["count"] > 1 else ""
+    return f"{found['median']:.2f}{interval}"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import backends, inference
 from benchmarks.backends import Bench, noise
-from benchmarks.inference import Grid, main, profile_of, summary
+from benchmarks.inference import Grid, as_json, main, profile_of, summary
 from benchmarks.inference_report import as_markdown
 from benchmarks.peaks import Roofline
 from benchmarks.runner import Series
@@ -51,25 +51,27 @@ def test_what_takes_too_long_is_predicted_from_smaller_work_and_left_out_with_it
         return backends.Prepared(lambda: time.sleep(0.01 * len(images)), "fp32", CPU, "fp32")
 
     monkeypatch.setitem(backends.BACKENDS, "eager-fp32", sleeper)
-    grid = Grid(bench, ["eager-fp32"], [64], seconds=0.1, call_limit=0.035)
+    setting = {"processes": 1, "seconds": 0.1, "call_limit": 0.035}
+    grid = Grid(bench, ["eager-fp32"], [64], setting)
     for batch in (1, 2, 5, 8):
         grid.measure(64, batch)
     assert tried == [(1, 64), (2, 64)]
-    assert [cell["batch"] for cell in grid.cells] == [1, 2]
-    assert [cell["reason"] for cell in grid.as_json()["skipped"]] == ["about 0.1 s a call"] * 2
-    text = as_markdown({"backbone": "demo", "provenance": ORIGIN, **grid.as_json()})
+    result = as_json(grid.found, setting)
+    assert [cell["batch"] for cell in result["cells"]] == [1, 2]
+    assert [cell["reason"] for cell in result["skipped"]] == ["about 0.1 s a call"] * 2
+    text = as_markdown({"backbone": "demo", "provenance": ORIGIN, **result})
     assert "Not timed: eager-fp32: 64 px, batch 5 on (about 0.1 s a call)." in text
 
 
 def test_what_may_not_fit_the_memory_is_left_out_with_its_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inference, "available_memory", lambda: 2**30)
-    grid = Grid(bench, ["eager-fp32"], [256], seconds=0.1, call_limit=60)
+    grid = Grid(bench, ["eager-fp32"], [256], {"seconds": 0.1, "call_limit": 60})
     grid.measure(256, 64)
-    (skipped,) = grid.as_json()["skipped"]
+    (skipped,) = grid.found["skipped"].values()
     tokens, classes = 32**2 + 1, bench.model.num_classes + 1
     needed = 64 * 4 * 2 * (4 * tokens**2 + classes * 256**2) / 2**30
     assert skipped["reason"] == f"up to {needed:.1f} GiB of activations, 1.0 are free"
-    assert grid.cells == []
+    assert grid.found["cells"] == {}
 
 
 @pytest.fixture
@@ -88,7 +90,20 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
     monkeypatch.setitem(backends.BACKENDS, "ort-fp16", slowed)
     names = ["eager-fp32", "ort-fp32", "ort-int8", "ort-plain-fp32", "ort-fp16", "tensorrt-rtx-fp16"]
-    arguments = ["--device", "cpu", "--sizes", "64", "--batches", "2", "--seconds", "0.3", "--call-limit", "60"]
+    arguments = [
+        "--device",
+        "cpu",
+        "--sizes",
+        "64",
+        "--batches",
+        "2",
+        "--seconds",
+        "0.3",
+        "--call-limit",
+        "60",
+        "--processes",
+        "1",
+    ]  # fmt: skip  (another process would know nothing of the slowed one)
     assert main([*arguments, "--backends", *names, "--report", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Inference: demo\n")

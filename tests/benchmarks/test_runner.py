@@ -80,6 +80,31 @@ def test_drift_widens_the_stated_spread_to_the_medians_of_all_quarters() -> None
     assert Series((1.0,) * 10 + (2.0,) * 10).stable is False
 
 
+def runs_of(processes: int, seed: int, slowed: float = 1.0) -> Series:
+    """Measure one call in fresh processes of which each is faster or slower than the others by some 5 %."""
+    luck = 1 + 0.05 * np.random.default_rng([seed, int(1000 * slowed)]).standard_normal(processes)
+    machines = [Machine(1000 * seed + turn, lambda now, factor=factor: factor) for turn, factor in enumerate(luck)]
+    return Series.joined([measured(machine, 50, only=slowed)["only"] for machine in machines])
+
+
+def test_two_runs_of_processes_that_differ_agree_as_those_of_one_process_do_not() -> None:
+    def disagreements(processes: int) -> float:
+        runs = [runs_of(processes, seed) for seed in range(2 * len(SEEDS))]
+        return share([one.differs_from(other) for one, other in zip(runs[::2], runs[1::2], strict=True)])
+
+    assert disagreements(4) <= 0.05
+    assert disagreements(1) > 0.3
+    assert share([runs_of(4, seed, 1.3).differs_from(runs_of(4, seed)) for seed in SEEDS]) >= 0.9
+
+
+def test_the_interval_of_several_processes_holds_the_median_of_each() -> None:
+    joined = Series.joined([Series((2.0,) * 60), Series((1.0,) * 3), Series((4.0,) * 30)])
+    assert (joined.median, joined.interval) == (2.0, (1.0, 4.0))
+    assert joined.stable is True, "in two processes the halves agree, the third is too short to tell"
+    assert Series.joined([Series((1.0,) * 10 + (2.0,) * 10)] * 3).stable is False
+    assert Series.joined([Series((1.0,))] * 9).stable is None
+
+
 def test_a_summary_by_hand() -> None:
     found = Series((3.0, 1.0, 2.0, 5.0, 4.0)).as_json()
     assert (found["count"], found["median"], found["q1"], found["q3"]) == (5, 3.0, 2.0, 4.0)
@@ -93,6 +118,7 @@ def test_a_ratio_is_that_of_the_rounds_that_both_have() -> None:
     ratio = Series((2.0, 4.0, 8.0, 100.0)).over(Series((1.0, 2.0, 2.0)))
     assert ratio.values == (2.0, 2.0, 4.0)
     assert ratio_cell(ratio.as_json()) == "2.00 (2.00 to 4.00)"
+    assert ratio_cell(Series((3.0,)).as_json()) == "3.00"
 
 
 def test_the_interval_misses_the_median_at_most_one_time_in_twenty() -> None:
