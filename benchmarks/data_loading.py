@@ -1,9 +1,9 @@
 """What reading and augmenting an image costs: ours beside plain Pillow with torchvision's v1 transforms.
 
-    python -m benchmarks.data_loading [--crop 448] [--rounds 40] [--report FOLDER/NAME]
+    python -m benchmarks.data_loading [--crop 448] [--rounds 20] [--report FOLDER/NAME]
 
 Needs no data: it writes pictures of the size and weight of VOC's (500 x 375 px, about 100 KB of JPEG) to a temporary
-folder. Each variant reads batches of 4 through the training loader, in this process with one thread, as a worker does.
+folder. Each variant reads batches of 4 through the training loader, in one process with one thread, as a worker does.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torchvision.transforms.v2 import functional as TF
 import toco_train.data.augment
 import toco_train.data.loading
 from benchmarks.phase_clock import PhaseClock
+from benchmarks.processes import Found, add_processes_argument, in_processes, in_words
 from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
 from benchmarks.runner import SPREAD, interleaved, ratio_cell, spread_cell
 from toco.command import run_command
@@ -58,8 +59,9 @@ STAGES = {
     "batch": ("_collate",),
 }
 METHOD = """\
-CPU seconds of one thread (what else the machine does falls out, but for its caches), batch by batch in turn: median
-over {rounds} batches of {batch} images each after {warmup} for warming up; the same images in the same order for all.
+CPU seconds of one thread (what else the machine does falls out, but for its caches), batch by batch in turn, in
+{processes}: {rounds} batches of {batch} images each in a process, after {warmup} for warming up; the same images in the
+same order for all.
 Images a second per worker: the batch's images by that median. v1: Pillow pictures, torchvision's v1 transforms, a
 rescale of the whole picture before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in the second row
 Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augment. Stages: {rounds}
@@ -143,15 +145,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Time the variants and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crop", type=int, default=448, help="side of the views in pixels")
-    parser.add_argument("--rounds", type=int, default=40, help="timed batches of each variant")
+    parser.add_argument("--rounds", type=int, default=20, help="timed batches of each variant in a process")
     parser.add_argument("--images", type=int, default=16, help="pictures to write")
+    add_processes_argument(parser)
     parser.add_argument("--report", type=Path, help="write the tables there, as .json and .md")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # as in a worker
+    origin = provenance(CPU, "benchmarks.data_loading", argv)  # first: the load average is that before our own
     with tempfile.TemporaryDirectory() as folder:
         source = write_pictures(Path(folder), arguments.images)
-        result = measure(source, arguments.crop, arguments.rounds)
-    result["provenance"] = provenance(CPU, "benchmarks.data_loading", argv)
+        result = measure(source, arguments.crop, arguments.rounds, arguments.processes)
+    result["provenance"] = origin
     text = as_markdown(result)
     print(text)
     if arguments.report:
@@ -177,14 +181,13 @@ def write_pictures(folder: Path, number: int) -> DataSource:
     return DataSource("folder", folder, ClassList(classes=("a", "b")), tuple(samples), (), description="drawn")
 
 
-def measure(source: DataSource, crop_size: int, rounds: int) -> dict[str, Any]:
-    """Time whole batches against each other, then their stages, then single calls."""
-    calls = batches_of(source, crop_size)
-    interleaved(calls, CPU, WARMUP)
-    seconds = interleaved(calls, CPU, rounds, time.thread_time)
+def measure(source: DataSource, crop_size: int, rounds: int, processes: int) -> dict[str, Any]:
+    """Time whole batches against each other, then in this process their stages and single calls."""
+    *_, seconds = in_processes(processes, batch_seconds, source, crop_size, rounds)
     file_size = np.mean([sample.image.stat().st_size for sample in source.train])
     return {
         "setting": {"crop": crop_size, "batch": BATCH_SIZE, "rounds": rounds,
+                    "processes": processes,
                     "picture": f"{SIZE[0]} x {SIZE[1]} px, {file_size / 1000:.0f} KB"},
         "variants": {
             name: {"time_s": times.as_json(), "speed": seconds["v1"].over(times).as_json(),
@@ -194,6 +197,14 @@ def measure(source: DataSource, crop_size: int, rounds: int) -> dict[str, Any]:
         "stages_ms_per_image": stage_times(source, crop_size, rounds),
         "calls_ms": single_calls(source, crop_size),
     }  # fmt: skip
+
+
+def batch_seconds(source: DataSource, crop_size: int, rounds: int) -> Iterator[Found]:
+    """Time whole batches against each other in this process; give the CPU seconds of each variant, once."""
+    torch.set_num_threads(1)
+    calls = batches_of(source, crop_size)
+    interleaved(calls, CPU, WARMUP)
+    yield interleaved(calls, CPU, rounds, time.thread_time)
 
 
 def batches_of(source: DataSource, crop_size: int) -> dict[str, Callable[[], object]]:
@@ -301,7 +312,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             markdown_table(headings, rows),
             markdown_table(("stage, ms an image", *stages), stage_rows),
             markdown_table((f"one call at {setting['crop']} px, ms", "Pillow picture", "uint8 tensor"), call_rows),
-            METHOD.format(rounds=setting["rounds"], batch=setting["batch"], warmup=WARMUP),
+            METHOD.format(**{**setting, "processes": in_words(setting["processes"])}, warmup=WARMUP),
             SPREAD,
         ]
     )

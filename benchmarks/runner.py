@@ -84,8 +84,9 @@ class Series:
         return low > other_high or high < other_low
 
     def over(self, other: Series) -> Series:
-        """Return the quotients of the rounds that both have; those of one process each."""
-        return Series(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=False)))
+        """Return the quotients of the rounds that both have; where several processes made them, all have as many."""
+        assert self.turns == other.turns
+        return Series(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=False)), self.turns)
 
     def as_json(self) -> dict[str, Any]:
         """Return what a report says of the values, without the values."""

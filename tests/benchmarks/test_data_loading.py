@@ -49,10 +49,15 @@ def test_every_pipeline_draws_from_our_distribution(name: str) -> None:
 
 def test_the_report_has_every_variant_and_stage(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of this process, which has other tests to run
-    assert main(["--crop", "32", "--rounds", "2", "--images", "4", "--report", str(tmp_path / "report")]) == 0
+    assert (
+        main(
+            ["--crop", "32", "--rounds", "2", "--images", "4", "--processes", "2", "--report", str(tmp_path / "report")]
+        )
+        == 0
+    )
     result = json.loads((tmp_path / "report.json").read_text())
     assert set(result["variants"]) == set(VARIANTS)
-    assert all(len(row["seconds"]) == 2 for row in result["variants"].values())
+    assert all(len(row["seconds"]) == row["speed"]["count"] == 2 * 2 for row in result["variants"].values())
     for times in result["stages_ms_per_image"].values():
         assert set(times) == {*STAGES, "rest"}
         assert min(times.values()) >= 0

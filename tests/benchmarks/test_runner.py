@@ -118,6 +118,8 @@ def test_a_ratio_is_that_of_the_rounds_that_both_have() -> None:
     ratio = Series((2.0, 4.0, 8.0, 100.0)).over(Series((1.0, 2.0, 2.0)))
     assert ratio.values == (2.0, 2.0, 4.0)
     assert ratio_cell(ratio.as_json()) == "2.00 (2.00 to 4.00)"
+    twice = Series.joined([Series((2.0, 4.0)), Series((9.0,))])
+    assert twice.over(Series((1.0, 1.0, 3.0), (2, 1))) == Series((2.0, 4.0, 3.0), (2, 1))
     assert ratio_cell(Series((3.0,)).as_json()) == "3.00"
 
 
