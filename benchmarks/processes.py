@@ -52,24 +52,13 @@ def in_processes(number: int, work: Work, *arguments: Any) -> Iterator[Found]:
     finished: list[Found] = []
     for _ in range(number):
         latest: Found = {}
-        for latest in work(*arguments) if number == 1 else _in_another(work, arguments):
+        for latest in work(*arguments) if number == 1 else in_another(work, *arguments):
             yield merged([*finished, latest])
         finished.append(latest)
 
 
-def merged(found: Sequence[Any]) -> Any:
-    """Make one of what several processes found: series and lists are joined, mappings merged, else the first counts."""
-    first = found[0]
-    if isinstance(first, Series):
-        return Series.joined(found)
-    if isinstance(first, Mapping):
-        keys = dict.fromkeys(key for one in found for key in one)
-        return {key: merged([one[key] for one in found if key in one]) for key in keys}
-    return [item for one in found for item in one] if isinstance(first, list) else first
-
-
-def _in_another(work: Work, arguments: tuple[Any, ...]) -> Iterator[Found]:
-    """Go through ``work`` in a process of its own."""
+def in_another(work: Work, *arguments: Any) -> Iterator[Found]:
+    """Go through ``work`` in a fresh process; see ``in_processes``."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, work, arguments))
@@ -91,6 +80,17 @@ def _in_another(work: Work, arguments: tuple[Any, ...]) -> Iterator[Found]:
     if process.exitcode:
         raise TocoError(f"a measuring process ended with status {process.exitcode} (-9: often too little memory); "
                         "measure less at a time")  # fmt: skip
+
+
+def merged(found: Sequence[Any]) -> Any:
+    """Make one of what several processes found: series and lists are joined, mappings merged, else the first counts."""
+    first = found[0]
+    if isinstance(first, Series):
+        return Series.joined(found)
+    if isinstance(first, Mapping):
+        keys = dict.fromkeys(key for one in found for key in one)
+        return {key: merged([one[key] for one in found if key in one]) for key in keys}
+    return [item for one in found for item in one] if isinstance(first, list) else first
 
 
 def _send(sender: Connection, work: Work, arguments: tuple[Any, ...]) -> None:

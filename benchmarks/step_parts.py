@@ -21,7 +21,7 @@ from benchmarks.data_loading import write_pictures
 from benchmarks.peaks import DTYPES, Precision, tensor_float32
 from benchmarks.phase_clock import PhaseClock
 from benchmarks.plain_schedule import PlainTokenContrast, materialise_attention
-from benchmarks.runner import Series, interleaved, synchronise
+from benchmarks.runner import interleaved, synchronise
 from toco_train.config import TrainConfig
 from toco_train.data.augment import Augmentation
 from toco_train.data.loading import Batch, training_batches
@@ -107,10 +107,10 @@ def noise_batch(config: TrainConfig, device: torch.device) -> Batch:
     return batch.to(device)
 
 
-def phase_seconds(run: TrainingRun, device: torch.device, repeats: int) -> dict[str, float]:
-    """Take steps of ours apart: the median seconds of each phase."""
+def phase_seconds(run: TrainingRun, device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """Take steps of ours apart: the seconds of each phase in each of them."""
     steps = [_phases_of_one_step(run, device, time.perf_counter) for _ in range(repeats)]
-    return {name: Series(tuple(step[name] for step in steps)).median for name in steps[0]}
+    return {name: [step[name] for step in steps] for name in steps[0]}
 
 
 def phase_flops(schedule: Schedule, config: TrainConfig, model: ToCo, batch: Batch) -> dict[str, float]:

@@ -4,15 +4,14 @@
     python -m benchmarks.training_step --backbone vit_base_patch16_224 --size 448 --batch 4 --device cuda
 
 A step is forward, all six losses, backward, AdamW and the teacher's average, on one seeded batch of noise that already
-lies on the device. Variants take turns in one process. Weights are random.
+lies on the device. Variants take turns. Weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.peaks import Precision, gemm_peak
+from benchmarks.processes import Found, add_processes_argument, in_another, in_processes, in_words
 from benchmarks.reports import markdown_table, one_line, provenance, provenance_text, save_report
 from benchmarks.runner import SPREAD, Series, interleaved, ratio_cell, spread_cell, synchronise, warm_up
 from benchmarks.step_parts import (
     NUM_CLASSES,
+    Schedule,
     TrainingRun,
     Variant,
     loading_rate,
@@ -51,13 +52,14 @@ VARIANTS = {
     "ours-bf16-compiled": Variant("ours", "bf16", compiled=True),
 }
 METHOD = """\
-Variants take turns, step by step, in one process; each step is timed from the host with the device synchronised before
-and after: {repeats} rounds after {warmup} warm-up steps. Speed: the first variant's step divided by this one's. plain:
-the published order of computation (benchmarks/plain_schedule.py), same loss functions; materialised: attention without
-a fused kernel; fp32: TF32 off; tf32: on for products and convolutions; bf16: autocast; compiled: torch.compile of the
-ViT blocks, one graph a shape; checkpointed: activations computed again in the backward pass. FLOPs: multiply-adds
-times 2 of products and convolutions, counted on one step with attention written out (so nothing that a fused kernel or
-a checkpoint recomputes counts). Peak: a square product of the same type, the median of one before each round. {memory}
+Variants take turns, step by step, in {processes}; each step is timed from the host with the device synchronised before
+and after: {repeats} rounds in a process after {warmup_steps} warm-up steps. Speed: the first variant's step divided by
+this one's. plain: the published order of computation (benchmarks/plain_schedule.py), same loss functions; materialised:
+attention without a fused kernel; fp32: TF32 off; tf32: on for products and convolutions; bf16: autocast; compiled:
+torch.compile of the ViT blocks, one graph a shape; checkpointed: activations computed again in the backward pass.
+FLOPs: multiply-adds times 2 of products and convolutions, counted on one step with attention written out (so nothing
+that a fused kernel or a checkpoint recomputes counts). Peak: a square product of the same type, the median of one
+before each round. {memory}
 Phases: separate steps, synchronised at every border, so their sum is more than the step above. Batch: noise, image i
 has 1 + i % 2 classes; no loading. Loading: photographs of 500 x 375 px, one thread of this host, CPU seconds."""
 MEMORY = {
@@ -72,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_network_arguments(parser)
     parser.add_argument("--size", type=int, help="side of the training crop, in pixels (default: the recipe's)")
     parser.add_argument("--batch", type=int, help="images a step (default: the recipe's)")
-    parser.add_argument("--repeats", type=int, default=10, help="timed steps of each variant")
+    parser.add_argument("--repeats", type=int, default=10, help="timed steps of each variant in a process")
+    add_processes_argument(parser)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS),
                         help="rows (default: all on a GPU, those in fp32 on a CPU)")  # fmt: skip
     parser.add_argument("--without-energy", action="store_true", help="leave it out: both schedules share its cost")
@@ -84,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.without_energy:
         config = config.model_copy(update={"weights": config.weights.model_copy(update={"reg": 0.0})})
     found = provenance(device, "benchmarks.training_step", argv)  # first: the load average is that before our own
-    result = {"provenance": found, **measure(names, config, device, repeats=arguments.repeats)}
+    result = {
+        "provenance": found,
+        **measure(names, config, device, repeats=arguments.repeats, processes=arguments.processes),
+    }
     text = as_markdown(result)
     print(text)
     if arguments.report:
@@ -107,12 +113,48 @@ def recipe(backbone: str, *, size: int | None = None, batch: int | None = None) 
     return load_config("demo" if backbone == "demo" else None, None, flags)
 
 
-def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, repeats: int) -> dict[str, Any]:
+def measure(
+    names: Sequence[str], config: TrainConfig, device: torch.device, *, repeats: int, processes: int
+) -> dict[str, Any]:
     """Time the variants against each other and take ours apart."""
+    flops = _operations({VARIANTS[name].schedule for name in names}, config, device)
+    memory: dict[str, int] = {}
+    left_out: dict[str, str] = {}
+    for name in names if device.type == "cpu" else ():
+        try:
+            memory[name] = process_memory(name, config)
+        except Exception as error:  # no compiler on this machine, or too little memory: time the others
+            left_out[name] = one_line(error)
+    fitting = [name for name in names if name not in left_out]
+    *_, found = in_processes(processes, time_steps, fitting, config, device, repeats)
+    memory |= found["memory_bytes"]
+    peak = {precision: float(np.median(rates)) for precision, rates in found["gemm_flops_per_second"].items()}
+    seconds: Mapping[str, Series] = found["seconds"]
+    return {
+        "setting": {"backbone": str(config.model.backbone), "size": config.model.image_size,
+                    "batch": config.batch_size, "repeats": repeats, "processes": processes, "device": device.type,
+                    "energy": config.weights.reg > 0, "warmup_steps": WARMUP_STEPS},
+        "gemm_flops_per_second": found["gemm_flops_per_second"],
+        "variants": {
+            name: summary(times, next(iter(seconds.values())), flops=sum(flops[VARIANTS[name].schedule].values()),
+                          peak=peak[VARIANTS[name].precision])
+            | {"memory_bytes": memory[name], "graphs": found["graphs"][name]}
+            for name, times in seconds.items()
+        },
+        "graphs_compiled_in_timed_steps": sum(found["graphs_compiled_in_timed_steps"]),
+        "phases": {name: {phase: float(np.median(times)) for phase, times in phases.items()}
+                   for name, phases in found["phases"].items()},
+        "phase_flops": flops.get("ours"),
+        "peak": peak,
+        "images_per_second_per_loading_process": loading_rate(config),
+        "left_out": left_out | found["left_out"],
+    }  # fmt: skip
+
+
+def time_steps(names: Sequence[str], config: TrainConfig, device: torch.device, repeats: int) -> Iterator[Found]:
+    """Time the variants against each other in this process and take ours apart; give what is found, once."""
     torch.manual_seed(config.seed)
     model, batch = ToCo(config.model).to(device), noise_batch(config, device)
-    flops = {schedule: phase_flops(schedule, config, model, batch)
-             for schedule in {VARIANTS[name].schedule for name in names}}  # fmt: skip
     runs: dict[str, TrainingRun] = {}
     left_out: dict[str, str] = {}
     memory: dict[str, int] = {}
@@ -122,7 +164,8 @@ def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, 
         try:
             run = TrainingRun(VARIANTS[name], config, model, batch)
             warm_up(run.step, device, WARMUP_STEPS)
-            memory[name] = gpu_memory(run, device, before) if device.type == "cuda" else process_memory(name, config)
+            if device.type == "cuda":
+                memory[name] = gpu_memory(run, device, before)
         except Exception as error:  # no compiler on this machine, or too little memory: time the others
             left_out[name] = one_line(error)
             continue
@@ -136,27 +179,23 @@ def measure(names: Sequence[str], config: TrainConfig, device: torch.device, *, 
 
     turns: dict[str, Callable[[], object]] = {precision: partial(find_peak, precision) for precision in peaks}
     seconds = interleaved(turns | {name: run.step for name, run in runs.items()}, device, repeats)
-    peak = {precision: float(np.median(found)) for precision, found in peaks.items()}
-    compiled_late = counters["stats"]["unique_graphs"] - sum(graphs.values())
-    return {
-        "setting": {"backbone": str(config.model.backbone), "size": config.model.image_size,
-                    "batch": config.batch_size, "repeats": repeats, "device": device.type,
-                    "energy": config.weights.reg > 0},
+    late = counters["stats"]["unique_graphs"] - sum(graphs.values())
+    ours = {name: run for name, run in runs.items() if run.variant.schedule == "ours"}
+    yield {
+        "seconds": {name: seconds[name] for name in runs},
         "gemm_flops_per_second": peaks,
-        "variants": {
-            name: summary(seconds[name], seconds[next(iter(runs))], flops=sum(flops[run.variant.schedule].values()),
-                          peak=peak[run.variant.precision])
-            | {"memory_bytes": memory[name], "graphs": graphs[name]}
-            for name, run in runs.items()
-        },
-        "graphs_compiled_in_timed_steps": compiled_late,
-        "phases": {name: phase_seconds(run, device, repeats)
-                   for name, run in runs.items() if run.variant.schedule == "ours"},
-        "phase_flops": flops.get("ours"),
-        "peak": peak,
-        "images_per_second_per_loading_process": loading_rate(config),
+        "memory_bytes": memory,
+        "graphs": graphs,
+        "graphs_compiled_in_timed_steps": [late],
+        "phases": {name: phase_seconds(run, device, repeats) for name, run in ours.items()},
         "left_out": left_out,
-    }  # fmt: skip
+    }
+
+
+def _operations(schedules: Iterable[Schedule], config: TrainConfig, device: torch.device) -> dict[Schedule, Any]:
+    """Count the operations of each phase of each schedule."""
+    model, batch = ToCo(config.model).to(device), noise_batch(config, device)
+    return {schedule: phase_flops(schedule, config, model, batch) for schedule in schedules}
 
 
 def summary(seconds: Series, first: Series, *, flops: float, peak: float) -> dict[str, Any]:
@@ -181,17 +220,18 @@ def gpu_memory(run: TrainingRun, device: torch.device, before: int) -> int:
 
 def process_memory(name: str, config: TrainConfig) -> int:
     """Return the most bytes that a process of its own holds when it takes steps of a variant on the CPU."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_steps_alone, (name, config.model_dump_json()))
+    (found,) = in_another(_steps_alone, name, config)
+    peak: int = found["peak"]
+    return peak
 
 
-def _steps_alone(name: str, config_json: str) -> int:
-    """Take steps of a variant and return the most bytes that this process has held."""
-    config, cpu = TrainConfig.model_validate_json(config_json), torch.device("cpu")
+def _steps_alone(name: str, config: TrainConfig) -> Iterator[Found]:
+    """Take steps of a variant and give the most bytes that this process has held."""
+    cpu = torch.device("cpu")
     run = TrainingRun(VARIANTS[name], config, ToCo(config.model), noise_batch(config, cpu))
     for _ in range(WARMUP_STEPS):
         run.step()
-    return peak_memory() or 0  # 0: the system does not tell
+    yield {"peak": peak_memory() or 0}  # 0: the system does not tell
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
@@ -226,7 +266,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     if any(found["graphs"] for found in variants.values()):
         text.append(f"Graphs compiled in the timed steps: {result['graphs_compiled_in_timed_steps']}.")
     text += [f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()]
-    text.append(METHOD.format(repeats=setting["repeats"], warmup=WARMUP_STEPS, memory=MEMORY[setting["device"]]))
+    text.append(
+        METHOD.format(**{**setting, "processes": in_words(setting["processes"])}, memory=MEMORY[setting["device"]])
+    )
     text.append(SPREAD)
     return "\n\n".join(text)
 

@@ -58,11 +58,11 @@ def test_a_step_changes_weights_and_teacher_and_the_variant_is_what_it_says() ->
 
 def test_the_report_holds_every_variant_and_phase() -> None:
     names = ["plain-fp32", "ours-fp32"]
-    result = training_step.measure(names, _small(), CPU, repeats=2)
+    result = training_step.measure(names, _small(), CPU, repeats=2, processes=2)
     assert list(result["variants"]) == names
     assert not result["left_out"]
     for found in result["variants"].values():
-        assert len(found["seconds"]) == 2
+        assert len(found["seconds"]) == found["speed"]["count"] == 2 * 2
         assert found["time_s"]["low"] <= found["time_s"]["median"] <= found["time_s"]["high"]
         assert 2**26 < found["memory_bytes"] < 2**34  # a process with PyTorch, and not the bytes of one in kilobytes
     assert result["variants"]["plain-fp32"]["speed"]["median"] == 1
