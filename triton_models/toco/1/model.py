@@ -69,12 +69,11 @@ class TritonPythonModel:
             outputs = self._session.run(OUTPUTS, {"image": batch})
         except Exception as error:  # whatever stopped the runtime (memory, mostly) must not stop the other sizes
             return [pb_utils.InferenceResponse(error=pb_utils.TritonError(one_line(error))) for _ in images]
+        if len(images) == 1:  # nothing to split: 0.1 ms less
+            return [respond(outputs)]
         ends = np.cumsum([len(image) for image in images])[:-1]
         parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in zip(OUTPUTS, part, strict=True)])
-            for part in parts
-        ]
+        return [respond(part) for part in parts]
 
 
 class RtxSession:
@@ -206,6 +205,11 @@ def size_problem(height: int, width: int, parameters: Parameters) -> str | None:
 def one_line(error: Exception) -> str:
     """Return the message of an error without line ends, which Triton would print as they are."""
     return " ".join(str(error).split())
+
+
+def respond(outputs: Sequence[UInt8Array]) -> Any:
+    """Answer one request."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in zip(OUTPUTS, outputs, strict=True)])
 
 
 def refuse(message: str) -> Any:
