@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin = provenance(device, "benchmarks.inference", argv)  # first: the load average is that before our own
     setting = {"processes": arguments.processes, "seconds": arguments.seconds, "call_limit": arguments.call_limit}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments.backbone, device, profile_of(cells), Path(folder))
-        for found in in_processes(arguments.processes, measure_grid, bench, names, cells, setting):
+        network = (arguments.backbone, device, profile_of(cells), Path(folder))
+        for found in in_processes(arguments.processes, measure_grid, network, names, cells, setting):
             result = {"provenance": origin, "backbone": arguments.backbone, **as_json(found, setting)}
             if arguments.report:
                 save_report(arguments.report, result, as_markdown(result))
@@ -94,10 +94,20 @@ def profile_of(cells: Sequence[tuple[int, int]]) -> Profile:
 
 
 def measure_grid(
-    bench: Bench, names: Sequence[str], cells: Sequence[tuple[int, int]], setting: Mapping[str, Any]
+    network: tuple[str, torch.device, Profile, Path],
+    names: Sequence[str],
+    cells: Sequence[tuple[int, int]],
+    setting: Mapping[str, Any],
 ) -> Iterator[Found]:
-    """Time the backends over the grid in this process, least work first; give what is found after each cell."""
-    grid = Grid(bench, names, {size for size, _ in cells}, setting)
+    """Time the backends over the grid in this process, least work first; give what is found after each cell.
+
+    Args:
+        network: What makes its ``Bench``.
+        names: Backends.
+        cells: Sizes and batches.
+        setting: See ``Grid``.
+    """
+    grid = Grid(Bench(*network), names, {size for size, _ in cells}, setting)
     for size, batch in sorted(cells, key=lambda cell: grid.flops(*cell)):
         grid.measure(size, batch)
         yield grid.found

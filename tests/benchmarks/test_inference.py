@@ -114,6 +114,17 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     return json.loads((tmp_path / "report.json").read_text())
 
 
+def test_several_processes_measure_the_same_and_their_calls_are_joined(tmp_path: Path):
+    flags = ["--device", "cpu", "--sizes", "32", "--batches", "1", "--seconds", "0.01", "--call-limit", "60"]
+    report = tmp_path / "report"
+    assert main([*flags, "--backends", "ort-fp32", "--processes", "2", "--report", str(report)]) == 0
+    found = json.loads(report.with_name("report.json").read_text())
+    (cell,) = found["cells"]
+    assert cell["time_s"]["count"] == cell["speed"]["count"] >= 2 * inference.MIN_CALLS
+    assert len(found["memory_bytes_per_second"]["cpu"]) == 2
+    assert "in 2 fresh processes, one after the other" in " ".join(report.with_name("report.md").read_text().split())
+
+
 def test_every_backend_that_runs_here_is_timed_and_one_that_was_slowed_is_slower(report: dict):
     cells = {cell["backend"]: cell for cell in report["cells"]}
     assert list(cells) == ["eager-fp32", "ort-fp32", "ort-int8", "ort-plain-fp32", "ort-fp16"]
