@@ -22,8 +22,7 @@ from toco_export.repository import artefact_folder, complete_repository
 from toco_export.stages import Stages
 from toco_export.verification import ParityError
 
-AUTO: tuple[Engine, ...] = ("tensorrt-rtx",)  # builds without a GPU; Triton's own backend reads the other's
-AUTO_WITH_GPU: tuple[Engine, ...] = ("tensorrt", *AUTO)
+WITHOUT_GPU: Engine = "tensorrt-rtx"  # builds without one; Triton's own backend reads the other's
 
 
 def export_run(run: Path, repository: Path, config: ExportConfig, console: Console) -> Manifest:
@@ -60,7 +59,7 @@ def export_run(run: Path, repository: Path, config: ExportConfig, console: Conso
 
 
 def choose_engine(config: ExportConfig) -> Engine | None:
-    """Return which engine is built, if one is; ``auto`` takes the first whose library loads.
+    """Return which engine is built, if one is; ``auto`` takes the first that the backend runs and whose library loads.
 
     Raises:
         EngineLibraryError: The library that was asked for does not load, or docker is not here.
@@ -76,7 +75,7 @@ def choose_engine(config: ExportConfig) -> Engine | None:
     if config.target != "auto":
         load_library(config.target)
         return config.target
-    for engine in AUTO_WITH_GPU if torch.cuda.is_available() else AUTO:
+    for engine in _engines_for(config.backend):
         try:
             load_library(engine)
         except EngineLibraryError:
@@ -85,12 +84,19 @@ def choose_engine(config: ExportConfig) -> Engine | None:
     return None
 
 
+def _engines_for(backend: str) -> tuple[Engine, ...]:
+    """Return the engines that a backend of Triton can run and that can be built here, the best first."""
+    if backend.startswith("onnxruntime"):
+        return ()
+    return ("tensorrt", WITHOUT_GPU) if torch.cuda.is_available() and backend != "python" else (WITHOUT_GPU,)
+
+
 def _no_engine(config: ExportConfig) -> str:
     """Say that there is no engine, and how to get one where that was not asked for."""
-    wanted = LIBRARIES[AUTO[0]]
-    return "; no engine" + (
-        "" if config.target == "onnx" else f" without {wanted.module}: pip install {wanted.package}"
-    )
+    if config.target == "onnx" or not _engines_for(config.backend):
+        return "; no engine"
+    wanted = LIBRARIES[WITHOUT_GPU]
+    return f"; no engine without {wanted.module}: pip install {wanted.package}"
 
 
 def _export(source: Source, repository: Path, config: ExportConfig, engine: Engine | None, stages: Stages) -> Manifest:

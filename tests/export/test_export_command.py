@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -104,7 +104,7 @@ def test_without_an_engine_only_fp32_onnx_is_exported(run_folder: Path, tmp_path
 @pytest.mark.usefixtures("traced_before")
 def test_tensorrt_inside_onnx_runtime_gets_the_memory_that_the_user_allows(run_folder: Path, tmp_path: Path):
     repository = tmp_path / "repository"
-    backend = ["--backend", "onnxruntime-tensorrt", "--workspace-gib", "2", "--target", "onnx"]
+    backend = ["--backend", "onnxruntime-tensorrt", "--workspace-gib", "2"]
     assert main([str(run_folder), *backend, "--repository", str(repository)]) == 0
     manifest = read_manifest(repository)
     assert (manifest.backend, manifest.tensorrt_provider, manifest.tensorrt_workspace_gib) == ("onnxruntime", True, 2)
@@ -157,6 +157,17 @@ def test_auto_builds_no_engine_where_no_library_is(monkeypatch: pytest.MonkeyPat
     assert choose_engine(ExportConfig(target="onnx")) is None
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert choose_engine(ExportConfig(target="auto")) is None
+
+
+@pytest.mark.parametrize(
+    ("backend", "engine"),
+    [("auto", "tensorrt"), ("tensorrt", "tensorrt"), ("python", "tensorrt-rtx"), ("onnxruntime", None),
+     ("onnxruntime-tensorrt", None)],
+)  # fmt: skip
+def test_auto_builds_what_the_backend_runs(backend: str, engine: str | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert choose_engine(ExportConfig(backend=backend)) == engine
 
 
 @pytest.mark.usefixtures("traced_before")
