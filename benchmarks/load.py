@@ -34,10 +34,6 @@ class Load:
         """Answers a second."""
         return len(self.latencies_s) / self.seconds
 
-    def percentile_ms(self, percent: float) -> float:
-        """Return a percentile of the latencies, in milliseconds; NaN without answers."""
-        return 1e3 * float(np.percentile(self.latencies_s, percent)) if self.latencies_s else float("nan")
-
 
 def closed_loop(calls: Sequence[Callable[[], object]], seconds: float) -> Load:
     """Let each call be made again and again by a client of its own.

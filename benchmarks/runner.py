@@ -29,7 +29,7 @@ class Series:
     """Measurements of one thing in the order in which they were made: seconds of calls, or their ratios.
 
     Attributes:
-        values: One or more.
+        values: One or more; none where every call failed, and then there are percentiles alone.
         turns: How many of them each process made, where several took turns; nothing where one made all.
     """
 
@@ -38,12 +38,13 @@ class Series:
 
     @classmethod
     def joined(cls, series: Sequence[Series]) -> Series:
-        """Return what several processes measured as one."""
-        return cls(tuple(value for one in series for value in one.values), tuple(len(one.values) for one in series))
+        """Return what several processes measured as one; those that measured nothing are left out."""
+        found = [one.values for one in series if one.values]
+        return cls(tuple(value for values in found for value in values), tuple(map(len, found)))
 
     def percentile(self, percent: float) -> float:
-        """Return a percentile of the values."""
-        return float(np.percentile(self.values, percent))
+        """Return a percentile of the values; NaN without any."""
+        return float(np.percentile(self.values, percent)) if self.values else math.nan
 
     @cached_property
     def median(self) -> float:

@@ -103,6 +103,8 @@ def test_the_interval_of_several_processes_holds_the_median_of_each() -> None:
     assert joined.stable is True, "in two processes the halves agree, the third is too short to tell"
     assert Series.joined([Series((1.0,) * 10 + (2.0,) * 10)] * 3).stable is False
     assert Series.joined([Series((1.0,))] * 9).stable is None
+    assert Series.joined([Series(()), Series((1.0, 3.0))]).interval == (1.0, 3.0)
+    assert np.isnan(Series.joined([Series(())]).percentile(50))
 
 
 def test_a_summary_by_hand() -> None:
