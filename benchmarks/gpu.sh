@@ -30,9 +30,9 @@ part() { # part NAME SECONDS ARGUMENT...: run Python within the time; its log, a
 }
 
 part tests 75 -m pytest -q -m gpu tests/gpu -p no:cacheprovider
-part training-vit-b 150 -m benchmarks.training_step --device cuda --backbone "$vit" --size 448 --batch 4 --repeats 10 \
+part training-vit-b 150 -m benchmarks.training_step --device cuda --backbone "$vit" --size 448 --batch 4 --repeats 10 --processes 1 \
     --report "$prefix-training-vit-b"
-part training-demo 60 -m benchmarks.training_step --device cuda --backbone demo --repeats 10 --report "$prefix-training-demo"
+part training-demo 60 -m benchmarks.training_step --device cuda --backbone demo --repeats 10 --processes 1 --report "$prefix-training-demo"
 part inference 120 -m benchmarks.inference --device cuda --backbone "$vit" --seconds 0.3 --processes 1 --sizes 224 448 512 768 \
     --batches 1 8 32 \
     --backends eager-fp32 eager-tf32 eager-bf16 eager-fp16 graph-fp16 compiled-fp16 graph-compiled-fp16 \

@@ -68,5 +68,6 @@ def test_the_benchmarks_know_every_argument(calls: list[list[str]], monkeypatch:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
     for _, module, *arguments in (call for call in calls if "--report" in call):
+        assert "--processes 1" in " ".join(arguments), "the limits are for one"
         with pytest.raises(_ParsedError):
             importlib.import_module(module).main(arguments)
