@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ from toco_train.prediction import resized
 _CELL_IN = 1.5
 _MAX_SIDE_PX = 480
 _LETTERS_PER_IN = 110  # bold ones of one point
+_LEGEND_PER_IN = 16
+_LEGEND = "|cosine| of final patch tokens with the one at the circle"
 _LEFT_IN, _TOP_IN, _BOTTOM_IN = 0.3, 0.62, 0.55
 
 
@@ -60,13 +63,13 @@ def patch_figure(places: Sequence[PlaceInImage], classes: Sequence[str]) -> Figu
     _name_networks(figure, names, with_cam, width, height)
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), "viridis"),
-        cax=figure.add_axes((_LEFT_IN / width, 0.3 / height, 2.2 / width, 0.1 / height)), orientation="horizontal",
+        cax=figure.add_axes((_LEFT_IN / width, 0.3 / height, _CELL_IN / width, 0.1 / height)), orientation="horizontal",
+        ticks=[0, 0.5, 1],
     )  # fmt: skip
     bar.ax.tick_params(labelsize=8, pad=1, length=2)
-    figure.text(
-        (_LEFT_IN + 2.4) / width, 0.35 / height, "CAM; |cosine| of final patch tokens with the one at the circle",
-        fontsize=8, va="center",
-    )  # fmt: skip
+    left = _LEFT_IN + _CELL_IN + 0.15
+    legend = textwrap.fill(("CAM; " if any(with_cam) else "") + _LEGEND, int((width - left) * _LEGEND_PER_IN))
+    figure.text(left / width, 0.28 / height, legend, fontsize=8, va="center", linespacing=1.1)
     return figure
 
 
