@@ -61,12 +61,11 @@ STAGES = {
 METHOD = """\
 CPU seconds of one thread (what else the machine does falls out, but for its caches), batch by batch in turn, in
 {processes}: {rounds} batches of {batch} images each in a process, after {warmup} for warming up; the same images in the
-same order for all.
-Images a second per worker: the batch's images by that median. v1: Pillow pictures, torchvision's v1 transforms, a
-rescale of the whole picture before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in the second row
-Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augment. Stages: {rounds}
-more batches with every call timed, mean milliseconds an image; the views are drawn at random, so a stage that is
-skipped now and then costs more when it runs. Last table: one call on a picture of the crop's size."""
+same order for all. Images a second per worker: the batch's images by that median. v1: Pillow pictures, torchvision's v1
+transforms, a rescale of the whole picture before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in
+the second row Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augment.
+Stages: {rounds} more batches with every call timed, mean milliseconds an image; the views are drawn at random, so a
+stage that is skipped now and then costs more when it runs. Last table: one call on a picture of the crop's size."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +185,7 @@ def measure(source: DataSource, crop_size: int, rounds: int, processes: int) -> 
     *_, seconds = in_processes(processes, batch_seconds, source, crop_size, rounds)
     file_size = np.mean([sample.image.stat().st_size for sample in source.train])
     return {
-        "setting": {"crop": crop_size, "batch": BATCH_SIZE, "rounds": rounds,
-                    "processes": processes,
+        "setting": {"crop": crop_size, "batch": BATCH_SIZE, "rounds": rounds, "processes": processes,
                     "picture": f"{SIZE[0]} x {SIZE[1]} px, {file_size / 1000:.0f} KB"},
         "variants": {
             name: {"time_s": times.as_json(), "speed": seconds["v1"].over(times).as_json(),

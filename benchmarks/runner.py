@@ -20,8 +20,7 @@ Spread: half the {CONFIDENCE:.0%} interval of the median (of order statistics; o
 wide enough for the median of each process (of each quarter of the rounds, where one process made all); as a share of
 the median. Ratio and speed: the median over rounds of the quotient in one round, with its interval in parentheses. Two
 medians differ where their intervals do not overlap. unstable: those of the first and the second half of the rounds, in
-most of the processes, do not, taken without that widening; few: under {FEW}
-calls in a process, too few to tell."""
+most of the processes, do not, taken without that widening; few: under {FEW} calls in a process, too few to tell."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,6 @@ class Series:
             return None
         (low, high), (late_low, late_high) = (half._interval_if_steady for half in self._parts(2))
         return low <= late_high and late_low <= high
-
-    def differs_from(self, other: Series) -> bool:
-        """Tell whether the intervals of two medians do not overlap."""
-        (low, high), (other_low, other_high) = self.interval, other.interval
-        return low > other_high or high < other_low
 
     def over(self, other: Series) -> Series:
         """Return the quotients of the rounds that both have; where several processes made them, all have as many."""

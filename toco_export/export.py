@@ -158,10 +158,11 @@ class Export:
     def report(self, verification: Verification, backend: Backend) -> ExportReport:
         """Describe all of it; ``backend`` is Triton's that will execute the network."""
         source, config = self._source, self._config
+        provider = config.backend == "onnxruntime-tensorrt"
         served_by = {
             "backend": backend,
-            "tensorrt_provider": config.backend == "onnxruntime-tensorrt",
-            "tensorrt_workspace_gib": config.workspace_gib if config.backend == "onnxruntime-tensorrt" else None,
+            "tensorrt_provider": provider,
+            "tensorrt_workspace_gib": config.workspace_gib if provider else None,
             "container": config.in_container,
         }
         return ExportReport(

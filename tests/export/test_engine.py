@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -43,12 +44,19 @@ def silent(text: str) -> None:
     pass
 
 
+def built(source: Path, engine: Path, **options: Any) -> EngineReport:
+    """Build an engine of TensorRT-RTX."""
+    return build_engine(
+        source, engine, PROFILE, target="tensorrt-rtx", progress=silent, options=BuildOptions(**options)
+    )
+
+
 @pytest.mark.parametrize(("file", "precision"), [("model.fp16.onnx", "fp16"), ("model.onnx", "fp32")])
 def test_an_engine_is_built_without_a_gpu_in_the_precision_of_its_file(
     exported: Exported, tmp_path: Path, file: str, precision: str
 ):
     engine = tmp_path / "model.rtx"
-    report = build_engine(exported.artefacts / file, engine, PROFILE, target="tensorrt-rtx", progress=silent)
+    report = built(exported.artefacts / file, engine)
     assert set(report.product_types) == {precision}
     assert report.product_types[precision] >= 4 * 4 + 4, "four products a block at least, and four convolutions"
     assert engine.stat().st_size > 100_000
@@ -82,7 +90,7 @@ def test_a_graph_that_tensorrt_cannot_parse_is_reported_with_its_node(tmp_path: 
     with pytest.raises(
         ExportError, match=r"TensorRT [\d.]+ cannot parse bad\.onnx: Nonsense node 'the_culprit': .+; install"
     ):
-        build_engine(path, tmp_path / "model.rtx", PROFILE, target="tensorrt-rtx", progress=silent)
+        built(path, tmp_path / "model.rtx")
     assert not (tmp_path / "model.rtx").exists()
 
 
@@ -186,38 +194,22 @@ def test_a_library_that_knows_other_networks_is_told_to_keep_every_type():
 
 
 def test_a_timing_cache_is_written_and_read_again(exported: Exported, tmp_path: Path):
-    options = BuildOptions(timing_cache=tmp_path / "cache" / "timings")
+    timings = tmp_path / "cache" / "timings"
     for _ in range(2):
-        source, engine = exported.artefacts / "model.fp16.onnx", tmp_path / "model.rtx"
-        build_engine(source, engine, PROFILE, target="tensorrt-rtx", progress=silent, options=options)
-        assert options.timing_cache.stat().st_size > 0
+        built(exported.artefacts / "model.fp16.onnx", tmp_path / "model.rtx", timing_cache=timings)
+        assert timings.stat().st_size > 0
 
 
 def test_a_layer_that_needs_more_memory_than_is_allowed_is_reported_with_the_way_out(
     exported: Exported, tmp_path: Path
 ):
-    small = BuildOptions(workspace_gib=1e-4)
     with pytest.raises(
         ExportError, match=r"cannot build model\.onnx: .*; allow it more than --workspace-gib 0\.0001, or export with"
     ):
-        build_engine(
-            exported.artefacts / "model.onnx",
-            tmp_path / "model.rtx",
-            PROFILE,
-            target="tensorrt-rtx",
-            progress=silent,
-            options=small,
-        )
+        built(exported.artefacts / "model.onnx", tmp_path / "model.rtx", workspace_gib=1e-4)
     assert not (tmp_path / "model.rtx").exists()
 
 
 def test_a_portable_rtx_engine_is_refused_for_it_is_one(exported: Exported, tmp_path: Path):
     with pytest.raises(ExportError, match="run on all RTX GPUs as they are; leave --portable out"):
-        build_engine(
-            exported.artefacts / "model.onnx",
-            tmp_path / "model.rtx",
-            PROFILE,
-            target="tensorrt-rtx",
-            progress=silent,
-            options=BuildOptions(portable=True),
-        )
+        built(exported.artefacts / "model.onnx", tmp_path / "model.rtx", portable=True)
