@@ -121,6 +121,7 @@ class Bench:
             ExportError: It has no valid ONNX form with the versions here.
         """
         from toco_export.calibration import calibrate  # noqa: PLC0415  (slow to import, and not always asked for)
+        from toco_export.conversion import convert  # noqa: PLC0415
         from toco_export.onnx_file import export_onnx  # noqa: PLC0415
         from toco_export.quantization import write_quantized  # noqa: PLC0415
 
@@ -133,9 +134,10 @@ class Bench:
             found = calibrate(self.model, [noise(1, self._profile.opt.height)])
             bounds = {name: layer.bound for name, layer in found.items()}
             write_quantized(self.onnx_file("fp32"), path, bounds)
+        elif kind == "fp16":
+            convert(self.model, kind, self.onnx_file("fp32"), path, ranges={})
         else:
-            model = exported_model(self.model) if kind == "fp32" else reduced_model(self.model, "fp16")
-            export_onnx(ServedModel(model).eval(), path, kind)
+            export_onnx(ServedModel(exported_model(self.model)).eval(), path)
         return path
 
     def onnx_session(self, kind: OnnxKind) -> Any:

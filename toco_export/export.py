@@ -15,7 +15,7 @@ from toco_export.conversion import convert
 from toco_export.description import describe_artefact, describe_export
 from toco_export.engine import LIBRARIES, BuildOptions, build_engine
 from toco_export.engine_report import EngineReport
-from toco_export.graph import ServedModel, exported_model
+from toco_export.graph import ServedModel
 from toco_export.images import load_images
 from toco_export.loading import Source
 from toco_export.onnx_file import count_product_types, external_data, require_precision, write_onnx
@@ -24,7 +24,7 @@ from toco_export.ranges import watched_ranges
 from toco_export.reduced import Reduced, product_layers
 from toco_export.report import ExportReport
 from toco_export.segmenters import Answer, Segmenter, open_onnx, torch_segmenter
-from toco_export.simplify import Simplified, simplify
+from toco_export.simplify import simplify
 from toco_export.stages import Stage, Stages
 from toco_export.tracing import opset_for, trace_onnx
 from toco_export.verification import (
@@ -52,6 +52,7 @@ class Export:
     def __init__(self, source: Source, config: ExportConfig, folder: Path, stages: Stages) -> None:
         folder.mkdir(parents=True)
         self._source, self._config, self._folder, self._stages = source, config, folder, stages
+        self._served = ServedModel(source.model).eval()
         self._static = source.profile.opt if config.static else None
         self._cases = verification_cases(source.images, _sizes(source), source.profile.max.batch)
         self._artefacts: list[Artefact] = []
@@ -65,31 +66,35 @@ class Export:
     def observe(self) -> None:
         """Ask the network in PyTorch fp32: what it answers, and how large its numbers get."""
         with self._stages.stage("observe", f"running PyTorch fp32 on {len(self._source.images)} images") as stage:
-            model = exported_model(self._source.model)
-            segment = torch_segmenter(ServedModel(model).eval())
-            with watched_ranges(model) as self._ranges:
+            segment = torch_segmenter(self._served)
+            with watched_ranges(self._served.model) as self._ranges:
                 self._expected = [segment(images) for images in self._cases]
             stage.outcome = f"largest number in a product: {max(self._ranges.values()):,.0f}"
 
     def trace(self) -> None:
         """Write the network as fp32 ONNX."""
-        served = ServedModel(exported_model(self._source.model)).eval()
         with self._stages.stage("trace", "tracing the network"):
-            graph = trace_onnx(served, self._static)
+            graph = trace_onnx(self._served, self._static)
         with self._stages.stage("simplify", "folding constants, removing what is done twice") as stage:
             simplified = simplify(graph)
-            write_onnx(graph, served, self._path("fp32"), "fp32")
+            write_onnx(graph, self._served, self._path("fp32"))
             self._add_onnx(stage, self._path("fp32"), "fp32")
-            self._note_operations(self._path("fp32").name, "fp32", simplified)
+            before, after = simplified.before.total(), simplified.after.total()
+            self._notes[self._path("fp32").name].append(
+                f"opset {opset_for('fp32')}; {before} operations as traced, {after} in the file."
+            )
             self._candidates.append(self._candidate(self._path("fp32"), "fp32", MIN_AGREEMENT["fp32"]))
 
     def convert(self, precision: Reduced) -> None:
         """Write the network as ONNX in another precision."""
         with self._stages.stage("convert", f"making {precision}") as stage:
             path = self._path(precision)
-            converted = convert(self._source.model, precision, path, ranges=self._ranges, static=self._static)
+            converted = convert(self._source.model, precision, self._path("fp32"), path, ranges=self._ranges)
             self._add_onnx(stage, path, precision, converted.kept_fp32)
-            self._note_operations(path.name, precision, converted.simplified)
+            operations = converted.operations
+            self._notes[path.name].append(
+                f"opset {opset_for(precision)}; {operations.total()} operations, {operations['Cast']} of them casts."
+            )
             if precision in RUNNABLE:
                 self._candidates.append(self._candidate(path, precision, MIN_AGREEMENT[precision]))
             stand_in = torch_segmenter(converted.served)
@@ -178,10 +183,6 @@ class Export:
 
     def _path(self, precision: Precision) -> Path:
         return self._folder / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
-
-    def _note_operations(self, name: str, precision: Precision, simplified: Simplified) -> None:
-        before, after = simplified.before.total(), simplified.after.total()
-        self._notes[name].append(f"opset {opset_for(precision)}; {before} operations as traced, {after} in the file.")
 
     def _candidate(self, path: Path, precision: Precision, min_agreement: float) -> Candidate:
         return Candidate(path.name, precision, min_agreement, lambda: self._open(path))

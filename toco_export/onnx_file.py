@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx import TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from toco import __version__
@@ -16,7 +16,7 @@ from toco.errors import ExportError
 from toco.manifest import Precision, Shape
 from toco_export.graph import ServedModel
 from toco_export.simplify import Simplified, simplify
-from toco_export.tracing import opset_for, trace_onnx
+from toco_export.tracing import trace_onnx
 
 EXTERNAL_ABOVE_BYTES = 2_000_000_000  # a protobuf file ends at 2 GiB
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
@@ -28,24 +28,21 @@ PRECISIONS: dict[int, Precision] = {
 }
 
 
-def export_onnx(
-    served: ServedModel, path: Path, precision: Precision = "fp32", static: Shape | None = None
-) -> Simplified:
-    """Trace, simplify and write the served graph.
+def export_onnx(served: ServedModel, path: Path, static: Shape | None = None) -> Simplified:
+    """Trace, simplify and write the served graph in fp32.
 
     Args:
         served: The graph, in evaluation mode.
         path: Where to write; weights above ``EXTERNAL_ABOVE_BYTES`` go to ``external_data(path)``.
-        precision: What the file says of itself.
         static: Height and width to fix.
 
     Raises:
         ExportError: The graph cannot be traced, has no ONNX form, or the file is not valid ONNX.
         OSError: The file cannot be written.
     """
-    model = trace_onnx(served, static, opset_for(precision))
+    model = trace_onnx(served, static)
     simplified = simplify(model)
-    write_onnx(model, served, path, precision)
+    write_onnx(model, served, path)
     return simplified
 
 
@@ -54,20 +51,19 @@ def external_data(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
-def write_onnx(model: ir.Model, served: ServedModel, path: Path, precision: Precision) -> None:
-    """Describe a graph and write it, without the exporter's notes, which name this machine's files.
+def write_onnx(model: ir.Model, served: ServedModel, path: Path) -> None:
+    """Describe an fp32 graph and write it, without the exporter's notes, which name this machine's files.
 
     Args:
         model: The graph.
         served: The network that it was traced from.
         path: Where to write.
-        precision: What the file says of itself.
 
     Raises:
         ExportError: It is not valid ONNX.
         OSError: It cannot be written.
     """
-    _describe(model, served, precision)
+    _describe(model, served)
     save_onnx(model, path)
 
 
@@ -80,7 +76,10 @@ def save_onnx(model: ir.Model, path: Path) -> None:
     """
     ClearMetadataAndDocStringPass()(model)
     num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    ir.save(model, path, external_data=external_data(path).name if num_bytes > EXTERNAL_ABOVE_BYTES else None)
+    if num_bytes > EXTERNAL_ABOVE_BYTES:
+        ir.save(model, path, external_data=external_data(path).name)
+    else:
+        _write_in_one(model, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -88,6 +87,49 @@ def save_onnx(model: ir.Model, path: Path) -> None:
             f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:300]}; "
             f"install another version of onnx (this is {onnx.__version__})"
         ) from error
+
+
+def _write_in_one(model: ir.Model, path: Path) -> None:
+    """Write a graph and its weights as one message, weight by weight: protobuf itself would copy all of them twice.
+
+    Fields of a message may come in any order: the graph is the last of the model's, and the weights of the graph's.
+    """
+    values = list(model.graph.initializers.values())
+    model.graph.initializers.clear()
+    proto = ir.serde.serialize_model(model)
+    for value in values:
+        model.graph.register_initializer(value)
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    weights = [(_weight_head(value), value.const_value) for value in values if value.const_value]
+    num_bytes = len(graph) + sum(len(head) + weight.nbytes for head, weight in weights)
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString(deterministic=True))
+        file.write(_field_head(ModelProto.GRAPH_FIELD_NUMBER, num_bytes) + graph)
+        for head, weight in weights:
+            file.write(head)
+            file.write(weight.tobytes())
+
+
+def _weight_head(value: ir.Value) -> bytes:
+    """Return all of a weight in a graph's message but its numbers, which come last."""
+    weight = value.const_value
+    assert weight is not None
+    shell = TensorProto(name=value.name, dims=weight.shape.numpy(), data_type=weight.dtype)
+    inner = shell.SerializeToString() + _field_head(TensorProto.RAW_DATA_FIELD_NUMBER, weight.nbytes)
+    return _field_head(GraphProto.INITIALIZER_FIELD_NUMBER, len(inner) + weight.nbytes) + inner
+
+
+def _field_head(number: int, num_bytes: int) -> bytes:
+    """Return what announces so many bytes as a field of a message: its number and type, and the length as a varint.
+
+    Source: https://protobuf.dev/programming-guides/encoding
+    """
+    length = bytearray()
+    while num_bytes > 0x7F:
+        length.append(num_bytes & 0x7F | 0x80)
+        num_bytes >>= 7
+    return bytes([number << 3 | 2, *length, num_bytes])
 
 
 def count_product_types(path: Path) -> Counter[str]:
@@ -122,7 +164,7 @@ def require_precision(found: Counter[str], precision: Precision, kept: int, name
     )
 
 
-def _describe(model: ir.Model, served: ServedModel, precision: Precision) -> None:
+def _describe(model: ir.Model, served: ServedModel) -> None:
     """Name the open sizes and say what the labels mean."""
     for value in (*model.graph.inputs, *model.graph.outputs):
         assert value.shape is not None
@@ -135,5 +177,5 @@ def _describe(model: ir.Model, served: ServedModel, precision: Precision) -> Non
         classes=json.dumps(config.classes, ensure_ascii=False),
         patch_size=str(served.model.patch_size),
         image_size=str(config.image_size),
-        precision=precision,
+        precision="fp32",
     )

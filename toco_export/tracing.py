@@ -28,13 +28,12 @@ def opset_for(precision: Precision) -> int:
     return OPSET_BF16 if precision == "bf16" else OPSET
 
 
-def trace_onnx(served: ServedModel, static: Shape | None = None, opset: int = OPSET) -> ir.Model:
+def trace_onnx(served: ServedModel, static: Shape | None = None) -> ir.Model:
     """Trace the served graph to ONNX, as PyTorch's exporter writes it.
 
     Args:
         served: The graph, in evaluation mode.
         static: Height and width to fix; the batch stays open.
-        opset: Version of ONNX's operations.
 
     Raises:
         ExportError: The graph cannot be traced, or has no ONNX form.
@@ -45,9 +44,9 @@ def trace_onnx(served: ServedModel, static: Shape | None = None, opset: int = OP
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             traced = _trace(served, static)
             try:
-                return _to_onnx(_already_decomposed(traced), opset)
+                return _to_onnx(_already_decomposed(traced))
             except OnnxExporterError:  # an operation of another network that has to be taken apart first
-                return _to_onnx(_trace(served, static), opset)
+                return _to_onnx(_trace(served, static))
     except Exception as error:  # torch and onnxscript each have their own families
         reason = " ".join(str(error).split())[:300]
         raise ExportError(
@@ -56,12 +55,12 @@ def trace_onnx(served: ServedModel, static: Shape | None = None, opset: int = OP
         ) from error
 
 
-def _to_onnx(traced: torch.export.ExportedProgram, opset: int) -> ir.Model:
+def _to_onnx(traced: torch.export.ExportedProgram) -> ir.Model:
     """Write a traced graph in ONNX's operations."""
     program = torch.onnx.export(
         traced,
         dynamo=True,
-        opset_version=opset,
+        opset_version=OPSET,
         input_names=[INPUT_NAME],
         output_names=list(OUTPUT_NAMES),
         optimize=False,  # toco_export.simplify does

@@ -6,20 +6,17 @@ import io
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from small_run import CONFIG, PALETTE, Exported, colour_blocks, fit_to_colours
 
-from toco_export import export, onnx_file
+from toco_export import export
 from toco_export.cli import main
-from toco_export.graph import ServedModel
 from toco_train.data.classes import ClassList, write_classes
 from toco_train.model import ToCo, load_run
 
@@ -63,13 +60,7 @@ def exported(run_folder: Path) -> Exported:
 
 @pytest.fixture
 def traced_before(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Let the export take the graphs of the full export instead of tracing again; call it to name another for fp32."""
-    sources = {"fp32": exported.artefacts / "model.onnx", "fp16": exported.artefacts / "model.fp16.onnx"}
-
-    def load_instead(served: ServedModel, *_: Any) -> ir.Model:
-        reduced = any(parameter.dtype == torch.float16 for parameter in served.parameters())
-        return ir.load(sources["fp16" if reduced else "fp32"])
-
-    monkeypatch.setattr(export, "trace_onnx", load_instead)
-    monkeypatch.setattr(onnx_file, "trace_onnx", load_instead)
+    """Let the export take the graph of the full export instead of tracing again; call it to name another."""
+    sources = {"fp32": exported.artefacts / "model.onnx"}
+    monkeypatch.setattr(export, "trace_onnx", lambda *_: ir.load(sources["fp32"]))
     return lambda source: sources.update(fp32=source)

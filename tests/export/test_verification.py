@@ -10,6 +10,7 @@ from small_run import Exported, save_perturbed
 
 from toco.errors import ConfigError, DataError, ExportError
 from toco.manifest import Parity, Precision, Shape
+from toco_export import verification
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.graph import ServedModel
 from toco_export.images import data_folder, load_images, sample_images
@@ -219,6 +220,25 @@ def test_an_artefact_is_timed_at_one_image_and_a_stand_in_is_not():
         )
         single, pair = verify([one, expected], [candidate], [images[:1], images]).parities
         assert (single.latency_ms is not None, pair.latency_ms) == (is_artefact, None)
+
+
+@pytest.mark.parametrize("batches", [(1, 2), (1,)])
+def test_an_artefact_is_timed_once_its_size_has_run(monkeypatch: pytest.MonkeyPatch, batches: tuple[int, ...]):
+    """A fake clock: what has not met a size before takes a second, and then a millisecond."""
+    now = 0.0
+    met: set[tuple[int, ...]] = set()
+    monkeypatch.setattr(verification, "perf_counter", lambda: now)
+
+    def segment(images: np.ndarray) -> Answer:
+        nonlocal now
+        now += 0.001 if images.shape[1:] in met else 1.0
+        met.add(images.shape[1:])
+        return Answer(*(part[: len(images)] for part in answer_of(halves())))
+
+    cases = [np.zeros((batch, side, side, 3), dtype=np.uint8) for side in (8, 16) for batch in batches]
+    expected = [Answer(*(part[: len(images)] for part in answer_of(halves()))) for images in cases]
+    parities = verify(expected, [Candidate("x", "fp16", 0.997, lambda: segment)], cases).parities
+    assert [parity.latency_ms for parity in parities if parity.num_images == 1] == pytest.approx([1.0, 1.0])
 
 
 def test_an_onnx_file_with_other_weights_fails_and_the_right_one_passes(

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.conversion import convert
 from toco_export.engine import build_engine
-from toco_export.graph import ServedModel
+from toco_export.graph import ServedModel, exported_model
+from toco_export.onnx_file import export_onnx
 from toco_export.reduced import reduced_model
 from toco_train.backbone import ViTSpec
 from toco_train.cam import PixelAdaptiveRefinement
@@ -177,7 +178,9 @@ def test_the_served_model_answers_by_its_rtx_engine_what_pytorch_does(
     with torch.inference_mode():
         expected = [tensor.cpu().numpy() for tensor in ServedModel(model)(images)]
     onnx_file, engine = tmp_path / "model.fp16.onnx", tmp_path / "model.fp16.rtx"
-    convert(model.cpu(), "fp16", onnx_file, ranges={}, static=None)
+    fp32_file = tmp_path / "model.onnx"
+    export_onnx(ServedModel(exported_model(model.cpu())).eval(), fp32_file)
+    convert(model, "fp16", fp32_file, onnx_file, ranges={})
     profile = resolve_profile(ExportConfig(), SIZE, model.patch_size)
     build_engine(onnx_file, engine, profile, target="tensorrt-rtx", progress=lambda _: None)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
