@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +56,7 @@ def run_command(prog: str) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def command(argv: Sequence[str] | None = None) -> int:
+            atexit.register(gc.freeze)  # or Python's last collection searches all of torch, for a second or two
             try:
                 return main(argv)
             except TocoError as error:

@@ -15,7 +15,7 @@ from toco_export.conversion import convert
 from toco_export.description import describe_artefact, describe_export
 from toco_export.engine import LIBRARIES, BuildOptions, build_engine
 from toco_export.engine_report import EngineReport
-from toco_export.graph import ServedModel
+from toco_export.graph import ServedModel, exported_model
 from toco_export.images import load_images
 from toco_export.loading import Source
 from toco_export.onnx_file import count_product_types, external_data, require_precision, write_onnx
@@ -52,7 +52,6 @@ class Export:
     def __init__(self, source: Source, config: ExportConfig, folder: Path, stages: Stages) -> None:
         folder.mkdir(parents=True)
         self._source, self._config, self._folder, self._stages = source, config, folder, stages
-        self._served = ServedModel(source.model).eval()
         self._static = source.profile.opt if config.static else None
         self._cases = verification_cases(source.images, _sizes(source), source.profile.max.batch)
         self._artefacts: list[Artefact] = []
@@ -66,18 +65,19 @@ class Export:
     def observe(self) -> None:
         """Ask the network in PyTorch fp32: what it answers, and how large its numbers get."""
         with self._stages.stage("observe", f"running PyTorch fp32 on {len(self._source.images)} images") as stage:
-            segment = torch_segmenter(self._served)
-            with watched_ranges(self._served.model) as self._ranges:
+            segment = torch_segmenter(ServedModel(self._source.model).eval())
+            with watched_ranges(self._source.model) as self._ranges:
                 self._expected = [segment(images) for images in self._cases]
             stage.outcome = f"largest number in a product: {max(self._ranges.values()):,.0f}"
 
     def trace(self) -> None:
         """Write the network as fp32 ONNX."""
+        served = ServedModel(exported_model(self._source.model)).eval()
         with self._stages.stage("trace", "tracing the network"):
-            graph = trace_onnx(self._served, self._static)
+            graph = trace_onnx(served, self._static)
         with self._stages.stage("simplify", "folding constants, removing what is done twice") as stage:
             simplified = simplify(graph)
-            write_onnx(graph, self._served, self._path("fp32"))
+            write_onnx(graph, served, self._path("fp32"))
             self._add_onnx(stage, self._path("fp32"), "fp32")
             before, after = simplified.before.total(), simplified.after.total()
             self._notes[self._path("fp32").name].append(

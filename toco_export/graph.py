@@ -79,21 +79,28 @@ class ExportedAttention(Attention):  # type: ignore[misc]
     that is 14 operations more a block.
     """
 
-    def heads(self, joint: Tensor) -> list[Tensor]:
-        """Return scaled queries, keys and values, float ``[B, heads, N, head_dim]``, of their joint projection."""
-        shape = (*joint.shape[:2], self.num_heads, self.head_dim)
-        queries, keys, values = (
-            part.reshape(shape).transpose(1, 2) for part in torch.split(joint, self.attn_dim, dim=-1)
-        )
-        queries, keys = (norm(part).to(part.dtype) for norm, part in ((self.q_norm, queries), (self.k_norm, keys)))
-        return [queries * self.scale, keys, values]
-
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the attended tokens, float ``[B, N, D]``."""
-        queries, keys, values = self.heads(self.qkv(x))
+        queries, keys, values = attention_heads(self, self.qkv(x))
         attended = (queries @ keys.transpose(-2, -1)).softmax(dim=-1) @ values
         joined: Tensor = self.proj(self.norm(attended.transpose(1, 2).flatten(2)))
         return joined
+
+
+def is_plain_attention(module: nn.Module) -> bool:
+    """Tell whether a layer is timm's attention as a plain ViT has it, exported or not."""
+    return type(module) in (Attention, ExportedAttention) and getattr(module, "gate", None) is None
+
+
+def attention_heads(attention: Attention, joint: Tensor) -> list[Tensor]:
+    """Return scaled queries, keys and values, float ``[B, heads, N, head_dim]``, of their joint projection."""
+    shape = (*joint.shape[:2], attention.num_heads, attention.head_dim)
+    queries, keys, values = (
+        part.reshape(shape).transpose(1, 2) for part in torch.split(joint, attention.attn_dim, dim=-1)
+    )
+    norms = ((attention.q_norm, queries), (attention.k_norm, keys))
+    queries, keys = (norm(part).to(part.dtype) for norm, part in norms)
+    return [queries * attention.scale, keys, values]
 
 
 class ExportedBackbone(Backbone):
@@ -130,10 +137,11 @@ def _cubic(values: Tensor, axis: int, size: int) -> Tensor:
 
 
 def exported_model(model: ToCo) -> ToCo:
-    """Return a copy of a network in the form that is traced; its answers are the same."""
-    copied = copy.deepcopy(model)
+    """Return a copy of a network in the form that is traced; its answers are the same, and its weights not copied."""
+    shared = {id(weight): nn.Parameter(weight.detach(), weight.requires_grad) for weight in model.parameters()}
+    copied = copy.deepcopy(model, shared)
     copied.backbone.__class__ = ExportedBackbone
     for block in copied.backbone.vit.blocks:
-        if type(block.attn) is Attention and getattr(block.attn, "gate", None) is None:
+        if is_plain_attention(block.attn):
             block.attn.__class__ = ExportedAttention
     return copied

@@ -14,7 +14,6 @@ from toco.errors import ExportError, RunError
 from toco.manifest import MANIFEST_FILE, Precision, Profile
 from toco.palette import IGNORE_INDEX
 from toco_export.config import ExportConfig, resolve_profile
-from toco_export.graph import exported_model
 from toco_export.images import data_folder, sample_images
 from toco_train.data.classes import CLASSES_FILE, ClassList, Colour, read_classes
 from toco_train.model import CONFIG_FILE, WEIGHTS_FILE, ToCo, load_run
@@ -27,7 +26,7 @@ class Source:
     """What is exported, and what with.
 
     Attributes:
-        model: The network in the form that is traced, in evaluation mode.
+        model: The network, in evaluation mode.
         palette: RGB of the labels 0..C.
         profile: The range of inputs.
         images: Files of real images to verify with.
@@ -51,7 +50,7 @@ def load_source(run: Path, repository: Path, config: ExportConfig) -> Source:
         ExportError: A size or the number of classes cannot be served, or the repository cannot be written.
     """
     _check_run(run)
-    model = exported_model(load_run(run))
+    model = load_run(run)
     _check_served(model)
     profile = resolve_profile(config, model.config.image_size, model.patch_size)
     images = sample_images(config.images or data_folder(run), 2 * config.num_images)

@@ -117,7 +117,8 @@ def _weight_head(value: ir.Value) -> bytes:
     assert weight is not None
     shell = TensorProto(name=value.name, dims=weight.shape.numpy(), data_type=weight.dtype)
     inner = shell.SerializeToString() + _field_head(TensorProto.RAW_DATA_FIELD_NUMBER, weight.nbytes)
-    return _field_head(GraphProto.INITIALIZER_FIELD_NUMBER, len(inner) + weight.nbytes) + inner
+    head: bytes = _field_head(GraphProto.INITIALIZER_FIELD_NUMBER, len(inner) + weight.nbytes) + inner
+    return head
 
 
 def _field_head(number: int, num_bytes: int) -> bytes:

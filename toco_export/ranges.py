@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toco_export.graph import ExportedAttention
+from toco_export.graph import attention_heads, is_plain_attention
 from toco_export.reduced import product_layers
 from toco_train.model import ToCo
 
@@ -26,7 +26,7 @@ def watched_ranges(model: ToCo) -> Iterator[dict[str, float]]:
     and the longest key bounds every score.
 
     Args:
-        model: The network in fp32, made by ``exported_model``.
+        model: The network in fp32.
 
     Yields:
         Layer names, as ``product_layers`` gives them, to magnitudes; NaN counts as infinite.
@@ -40,7 +40,9 @@ def watched_ranges(model: ToCo) -> Iterator[dict[str, float]]:
 
         return note
 
-    bounds = {f"{name}.qkv": _score_bound(module) for name, module in model.named_modules() if _is_attention(module)}
+    bounds = {
+        f"{name}.qkv": _score_bound(module) for name, module in model.named_modules() if is_plain_attention(module)
+    }
     hooks = []
     for name, layer in product_layers(model):
         largest[name] = max(_magnitude(weight.detach()) for weight in layer.parameters())
@@ -62,15 +64,11 @@ def _magnitude(tensor: Tensor) -> float:
     return float(torch.maximum(-low, high).nan_to_num(nan=torch.inf))
 
 
-def _is_attention(module: nn.Module) -> bool:
-    return isinstance(module, ExportedAttention)
-
-
 def _score_bound(attention: Any) -> Callable[[Tensor], Tensor]:
     """Bound the scores of an attention by the joint projection that it starts from."""
 
     def bound(joint: Tensor) -> Tensor:
-        queries, keys, _ = attention.heads(joint)
+        queries, keys, _ = attention_heads(attention, joint)
         longest: Tensor = queries.norm(dim=-1).amax() * keys.norm(dim=-1).amax()
         return longest
 

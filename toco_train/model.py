@@ -214,9 +214,10 @@ def load_run(folder: str | Path) -> ToCo:
             )
     values = read_yaml(folder / CONFIG_FILE).get("model", {})
     config = parse_config(ModelConfig, values, f"'model' in {folder / CONFIG_FILE}")
-    model = ToCo(config.model_copy(update={"pretrained": False, "weights": None}))
+    with torch.device("meta"):  # no random weights are drawn first: those of the file take their place
+        model = ToCo(config.model_copy(update={"pretrained": False, "weights": None}))
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {reason}") from error
