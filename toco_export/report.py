@@ -118,7 +118,7 @@ class ExportReport:
             *(f"{file}: {note}" for file, notes in self.notes.items() for note in notes),
             *([f"Most memory that the export used: {self.peak_bytes / 1e9:.1f} GB."] if self.peak_bytes else []),
             "Logits are compared at the patches' stride. One call: one image of that size, on this machine's "
-            "processor, timed once after a first call.",
+            "processor, timed once after others of its size.",
         ]
 
 
