@@ -15,9 +15,10 @@ from timm.layers import Attention, LayerScale
 from torch import nn
 
 from toco.errors import ExportError
+from toco_export import onnx_file
 from toco_export.conversion import convert, retype
 from toco_export.graph import ServedModel, exported_model
-from toco_export.onnx_file import count_product_types
+from toco_export.onnx_file import count_product_types, external_data, save_onnx
 from toco_export.ranges import FP16_LIMIT
 from toco_export.reduced import Reduced, product_layers, reduced_model
 from toco_export.segmenters import open_onnx, torch_segmenter
@@ -96,6 +97,20 @@ def test_what_fp16_cannot_hold_stays_fp32_and_bf16_holds_it(model: ToCo, exporte
         converted = convert(model, precision, exported.artefacts / "model.onnx", path, ranges=ranges)
         assert converted.kept_fp32 == kept
         assert count_product_types(path)["fp32"] == len(kept)
+
+
+@pytest.mark.parametrize("limit", [100_000, 700_000], ids=["both files too large", "the fp32 file too large"])
+def test_weights_that_lie_beside_the_fp32_file_are_converted_too(
+    model: ToCo, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+):
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    monkeypatch.setattr(onnx_file, "EXTERNAL_ABOVE_BYTES", limit)
+    save_onnx(ir.load(exported.artefacts / "model.onnx"), tmp_path / "model.onnx")
+    convert(model, "fp16", tmp_path / "model.onnx", tmp_path / "model.fp16.onnx", ranges={})
+    assert external_data(tmp_path / "model.onnx").exists()
+    assert external_data(tmp_path / "model.fp16.onnx").exists() == (limit == 100_000)
+    files = (tmp_path / "model.fp16.onnx", exported.artefacts / "model.fp16.onnx")
+    assert np.array_equal(*(open_onnx(file).segment(images).logits for file in files))
 
 
 def test_a_layer_that_the_graph_has_not_is_named(exported: Exported):
