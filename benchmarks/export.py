@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -33,6 +31,7 @@ from benchmarks.runner import SPREAD, Series, spread_cell
 from benchmarks.training_step import recipe
 from toco.command import run_command
 from toco.errors import ExportError
+from toco.manifest import read_manifest
 from toco_export.config import ExportConfig
 from toco_train.model import CONFIG_FILE, WEIGHTS_FILE, ToCo
 
@@ -51,19 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="demo", help="timm name, or 'demo' for the small ViT of that preset")
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: the recipe's)")
-    parser.add_argument("--exports", type=int, default=5, help="how many times the command runs")
+    parser.add_argument("--exports", type=int, choices=range(1, 21), default=5, metavar="N", help="how many times")
     parser.add_argument("--report", type=Path, help="write the table there, as .json and .md")
     arguments = parser.parse_args(argv)
     origin = provenance(CPU, "benchmarks.export", argv)
-    origin["versions"] |= {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         (written,) = in_another(write_run, run, arguments.backbone, arguments.size)
-        exports = export_often(run, arguments.exports)
+        found = export_often(run, arguments.exports)
+        origin["versions"] |= read_manifest(run / "repository").versions
     result = {
         "provenance": origin,
         "setting": {"backbone": arguments.backbone, "exports": arguments.exports, **written},
-        **exports,
+        **found,
     }
     text = as_markdown(result)
     print(text)

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.tensor_adapters import from_torch_dtype
 from onnxscript.version_converter import convert_version
 
 from toco.errors import ExportError
 from toco_export.graph import ServedModel
 from toco_export.onnx_file import PRODUCTS, save_onnx
 from toco_export.ranges import unsafe_in_fp16
-from toco_export.reduced import Reduced, product_layers, reduced_model
+from toco_export.reduced import DTYPES, Reduced, product_layers, reduced_model
 from toco_export.simplify import LOGITS_NAME, TRANSPOSED, count_operations
 from toco_export.tracing import OPSET_BF16
 from toco_train.model import ToCo
 
 FLOAT = ir.DataType.FLOAT
-HALVES: Mapping[Reduced, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def retype(model: ir.Model, layers: Collection[str], precision: Reduced) -> None
 
     A layer takes and gives the type of its weights. What lies between follows PyTorch's promotion: half precision where
     all that is computed is in it, fp32 where the two meet; scalars have no say. Normalisation computes in fp32 and
-    gives back the type that it was given; the logits are fp32.
+    gives back the type that it was given; the logits are fp32. ONNX Runtime's float16 converter knows none of this,
+    and wrote the same cast several times.
 
     Raises:
         ExportError: A layer has no weight in the graph.
@@ -83,7 +84,7 @@ def retype(model: ir.Model, layers: Collection[str], precision: Reduced) -> None
             f"the fp32 graph has no weight named after {', '.join(sorted(missing))}; export without {precision}"
         )
     casts = _Casts(model.graph)
-    half = HALVES[precision]
+    half = from_torch_dtype(DTYPES[precision])
     for node in list(model.graph):  # in the order of computation
         wanted = _type_of(node, weights, half)
         was_half = any(value is not None and value.dtype == half for value in node.inputs)

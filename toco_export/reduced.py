@@ -37,8 +37,7 @@ def reduced_model(model: ToCo, precision: Reduced, keep: Collection[str] = ()) -
     computes too. Attention's softmax takes and gives half precision: it subtracts the largest score first, and each
     runtime sums it in fp32.
 
-    The conversion happens here, in PyTorch, so that the exporter writes each cast once: ONNX Runtime's float16
-    converter wrote the same cast several times for one value.
+    It stands in for what a processor cannot run, and says which types ``toco_export.conversion`` has to give the file.
 
     Args:
         model: The network, which is left as it is.

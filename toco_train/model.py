@@ -221,4 +221,4 @@ def load_run(folder: str | Path) -> ToCo:
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {reason}") from error
-    return model.eval()
+    return model.float().eval()  # whatever type the file holds

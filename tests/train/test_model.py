@@ -75,6 +75,14 @@ def test_every_variant_comes_back_from_a_run_folder(model, tmp_path):
     assert torch.equal(again(images).seg_logits, model(images).seg_logits)
 
 
+def test_a_run_whose_weights_are_in_half_precision_is_loaded_in_fp32(model, tmp_path):
+    save_file({name: weight.half() for name, weight in model.state_dict().items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.yaml").write_text(dump_yaml(TrainConfig(model=model.config, contrast=SMALL_CROPS)))
+    again = load_run(tmp_path).state_dict()
+    assert all(torch.equal(again[name], weight.half().float()) for name, weight in model.state_dict().items())
+    assert {weight.dtype for weight in again.values()} == {torch.float32}
+
+
 def test_the_position_embedding_is_untouched_at_its_own_size():
     model = ToCo(tiny_config())
     assert torch.equal(model.backbone.position_embedding(4, 4), model.backbone.vit.pos_embed)
