@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,9 +25,10 @@ from benchmarks.runner import interleaved, synchronise
 from toco_train.config import TrainConfig
 from toco_train.data.augment import Augmentation
 from toco_train.data.loading import Batch, training_batches
+from toco_train.graphed_step import GraphedStep, TakeStep
 from toco_train.model import ToCo
 from toco_train.optimization import build_optimizer
-from toco_train.step import Phase, TokenContrast
+from toco_train.step import Losses, Phase, TokenContrast
 
 Schedule = Literal["plain", "ours"]
 
@@ -44,7 +45,13 @@ class Variant:
     precision: Precision
     materialised_attention: bool = False
     compiled: bool = False
+    graphed: bool = False
     activation_checkpointing: bool = False
+
+    @property
+    def runs_on_a_cpu(self) -> bool:
+        """Whether a CPU can do it, in a time that one would wait for."""
+        return self.precision == "fp32" and not self.graphed
 
 
 class TrainingRun:
@@ -60,15 +67,23 @@ class TrainingRun:
         if variant.compiled:
             self.model.backbone.compile_blocks()
         self.optimizer = build_optimizer(self.model, config.optimizer)
+        self._take: TakeStep = self._forward_and_backward
+        if variant.graphed:
+            self._take = GraphedStep(self._forward_and_backward, self.model.parameters())
 
-    def forward(self) -> torch.Tensor:
-        """Compute the total loss."""
+    def forward(self, batch: Batch | None = None, phase: Phase = ALL_LOSSES) -> Losses:
+        """Compute the losses."""
         autocast = torch.autocast(
             self._batch.view1.device.type, DTYPES[self.variant.precision], enabled=self.variant.precision == "bf16"
         )
         with autocast:
-            total: torch.Tensor = self.objective(self._batch, ALL_LOSSES).total
-        return total
+            losses: Losses = self.objective(batch or self._batch, phase)
+        return losses
+
+    def _forward_and_backward(self, batch: Batch, phase: Phase) -> Losses:
+        losses = self.forward(batch, phase)
+        torch.autograd.backward(losses.total)
+        return replace(losses, total=losses.total.detach())
 
     def update(self) -> None:
         """Move the weights and the teacher."""
@@ -79,8 +94,7 @@ class TrainingRun:
     def step(self) -> None:
         """Run one whole step."""
         with tensor_float32(self.variant.precision == "tf32"):
-            total = self.forward()
-            torch.autograd.backward(total)
+            self._take(self._batch, ALL_LOSSES)
             self.update()
 
 
@@ -134,7 +148,7 @@ def _phases_of_one_step(run: TrainingRun, device: torch.device, clock: Callable[
         for name, owner, attribute in parts:
             stack.enter_context(patch.object(owner, attribute, phases.timed(name, getattr(owner, attribute))))
         began = clock()
-        total = run.forward()
+        total = run.forward().total
         synchronise(device)
         whole = clock() - began
     phases.seconds[REST] = whole - sum(phases.seconds.values())

@@ -50,15 +50,19 @@ VARIANTS = {
     "ours-tf32": Variant("ours", "tf32"),
     "ours-bf16": Variant("ours", "bf16"),
     "ours-bf16-compiled": Variant("ours", "bf16", compiled=True),
+    "ours-bf16-graph": Variant("ours", "bf16", graphed=True),
+    "ours-bf16-compiled-graph": Variant("ours", "bf16", compiled=True, graphed=True),
 }
 METHOD = """\
 Variants take turns, step by step, in {processes}; each step is timed from the host with the device synchronised before
 and after: {repeats} rounds in a process after {warmup_steps} warm-up steps. Speed: the first variant's step divided by
 this one's. plain: the published order of computation (benchmarks/plain_schedule.py), same loss functions; materialised:
 attention without a fused kernel; fp32: TF32 off; tf32: on for products and convolutions; bf16: autocast; compiled:
-torch.compile of the ViT blocks, one graph a shape; checkpointed: activations computed again in the backward pass.
+torch.compile of the ViT blocks, one graph a shape; graph: forward and backward replayed as one CUDA graph;
+checkpointed: activations computed again in the backward pass.
 FLOPs: multiply-adds times 2 of products and convolutions, counted on one step with attention written out (so nothing
-that a fused kernel or a checkpoint recomputes counts). Peak: a square product of the same type, the median of one
+that a fused kernel or a checkpoint recomputes counts; those of Triton's kernels, the dense energy and PAR on a GPU, are
+not). Peak: a square product of the same type, the median of one
 before each round. {memory}
 Phases: separate steps, synchronised at every border, so their sum is more than the step above. Batch: noise, image i
 has 1 + i % 2 classes; no loading. Loading: photographs of 500 x 375 px, one thread of this host, CPU seconds."""
@@ -82,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="write the tables there, as .json and .md")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    names = arguments.variants or [n for n, v in VARIANTS.items() if device.type == "cuda" or v.precision == "fp32"]
+    names = arguments.variants or [
+        n for n, v in VARIANTS.items() if device.type == "cuda" or (v.precision == "fp32" and not v.graphed)
+    ]
     config = recipe(arguments.backbone, size=arguments.size, batch=arguments.batch)
     if arguments.without_energy:
         config = config.model_copy(update={"weights": config.weights.model_copy(update={"reg": 0.0})})
@@ -160,7 +166,7 @@ def time_steps(names: Sequence[str], config: TrainConfig, device: torch.device, 
     memory: dict[str, int] = {}
     graphs: dict[str, int] = {}
     for name in names:
-        before = allocated_bytes(device)
+        before = held_bytes(device)
         try:
             run = TrainingRun(VARIANTS[name], config, model, batch)
             warm_up(run.step, device, WARMUP_STEPS)
@@ -180,7 +186,7 @@ def time_steps(names: Sequence[str], config: TrainConfig, device: torch.device, 
     turns: dict[str, Callable[[], object]] = {precision: partial(find_peak, precision) for precision in peaks}
     seconds = interleaved(turns | {name: run.step for name, run in runs.items()}, device, repeats)
     late = counters["stats"]["unique_graphs"] - sum(graphs.values())
-    ours = {name: run for name, run in runs.items() if run.variant.schedule == "ours"}
+    ours = {name: run for name, run in runs.items() if run.variant.schedule == "ours" and not run.variant.graphed}
     yield {
         "seconds": {name: seconds[name] for name in runs},
         "gemm_flops_per_second": peaks,
@@ -205,17 +211,22 @@ def summary(seconds: Series, first: Series, *, flops: float, peak: float) -> dic
             "seconds": seconds.values}  # fmt: skip
 
 
-def allocated_bytes(device: torch.device) -> int:
-    """Return the bytes of live tensors on a GPU, 0 on the CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+def held_bytes(device: torch.device) -> tuple[int, int]:
+    """Return the bytes of live tensors on a GPU and of what is set aside for them, nothing unused; 0 on the CPU."""
+    if device.type == "cpu":
+        return 0, 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
 
 
-def gpu_memory(run: TrainingRun, device: torch.device, before: int) -> int:
+def gpu_memory(run: TrainingRun, device: torch.device, before: tuple[int, int]) -> int:
     """Return the bytes that a variant keeps between steps and the most that a step needs beside them."""
+    if run.variant.graphed:  # what a graph needs is set aside for it, and live tensors only while it is recorded
+        return held_bytes(device)[1] - before[1]
     torch.cuda.reset_peak_memory_stats(device)
     run.step()
     synchronise(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return torch.cuda.max_memory_allocated(device) - before[0]
 
 
 def process_memory(name: str, config: TrainConfig) -> int:

@@ -125,8 +125,8 @@ def _cubic(values: Tensor, axis: int, size: int) -> Tensor:
     aligned, edges repeated, no antialias.
     """
     number, a = values.shape[axis], -0.75
-    places = (torch.arange(size, dtype=torch.float32) + 0.5) * (number / size) - 0.5
-    taps = places.floor()[:, None] + torch.arange(-1.0, 3.0)
+    places = (torch.arange(size, dtype=torch.float32, device=values.device) + 0.5) * (number / size) - 0.5
+    taps = places.floor()[:, None] + torch.arange(-1.0, 3.0, device=values.device)
     distance = (places[:, None] - taps).abs()
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a

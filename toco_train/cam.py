@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toco_train.gpu_kernels import neighbour_affinity, neighbour_average, runs_kernels
+
 IGNORE_INDEX = 255
 
 
@@ -202,7 +204,9 @@ class PixelAdaptiveRefinement(nn.Module):
         distance = torch.tensor([float(row**2 + column**2) for row, column in self._offsets]).sqrt()
         by_distance = -((distance / (distance.std() + self._EPSILON) / self.COLOUR_WIDTH) ** 2)
         self.register_buffer("_position", by_distance.softmax(dim=0) * self.POSITION_WEIGHT, persistent=False)
+        self.register_buffer("_places", torch.tensor(self._offsets, dtype=torch.int32), persistent=False)
         self._position: Tensor
+        self._places: Tensor
 
     @torch.no_grad()
     def forward(self, images: Tensor, maps: Tensor) -> Tensor:
@@ -217,15 +221,25 @@ class PixelAdaptiveRefinement(nn.Module):
         """
         weights = self.affinity(images)
         for _ in range(self.num_iterations):
-            padded = self._pad(maps)
-            refined = torch.zeros_like(maps)
-            for index in range(len(self._offsets)):
-                refined.addcmul_(self._shifted(padded, index, maps), weights[:, index : index + 1])
-            maps = refined
+            maps = self._average(maps, weights)
         return maps
+
+    def _average(self, maps: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted mean of each pixel's neighbours, ``[B, K, H, W]``."""
+        if runs_kernels(maps):
+            return neighbour_average(maps.float(), self._places, weights)
+        padded = self._pad(maps)
+        average = torch.zeros_like(maps)
+        for index in range(len(self._offsets)):
+            average.addcmul_(self._shifted(padded, index, maps), weights[:, index : index + 1])
+        return average
 
     def affinity(self, images: Tensor) -> Tensor:
         """Return the weight of each neighbour of each pixel, float ``[B, 8 * len(dilations), H, W]``."""
+        if runs_kernels(images):
+            return neighbour_affinity(
+                images.float(), self._places, self._position, colour_width=self.COLOUR_WIDTH, epsilon=self._EPSILON
+            )
         padded = self._pad(images)
         neighbours = [self._shifted(padded, index, images) for index in range(len(self._offsets))]
         mean = sum(neighbours, torch.zeros_like(images)) / len(neighbours)

@@ -31,6 +31,9 @@ class TrainConfig(FrozenModel):
     compile: bool = Field(
         False, description="Compile the backbone's blocks at the first step; needs a C++ compiler, on a GPU Triton."
     )
+    cuda_graph: bool = Field(
+        False, description="Record a step on a GPU and replay it: the GPU never waits for the host between kernels."
+    )
     activation_checkpointing: bool = Field(
         False,
         description="Compute activations again in the backward pass instead of keeping them: less memory, more work.",
@@ -49,6 +52,11 @@ class TrainConfig(FrozenModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        return "no" if value is False else value  # YAML reads an unquoted no as false
 
     @field_validator("phases")
     @classmethod

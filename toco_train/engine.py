@@ -27,11 +27,12 @@ from toco_train.data.source import DataSource
 from toco_train.distributed import rank, world_size
 from toco_train.evaluation import Evaluation
 from toco_train.finite import Taken, forbid_update, measure, refuse_what_is_not_finite
+from toco_train.graphed_step import GraphedStep, TakeStep
 from toco_train.model import ToCo
 from toco_train.optimization import build_optimizer, build_schedule
 from toco_train.run_folder import RunFolder
 from toco_train.signals import StopSignals
-from toco_train.step import Losses, TokenContrast
+from toco_train.step import Losses, Phase, TokenContrast
 from toco_train.validation import validate
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,12 @@ class _Training:
         optimizer = build_optimizer(self._model, config.optimizer)
         self._schedule = build_schedule(optimizer, config.optimizer, config.steps)
         self._objective, self._optimizer = accelerator.prepare(objective, optimizer)
+        self._take: TakeStep = self._forward_and_backward
+        if config.cuda_graph:
+            require_one_gpu(config, accelerator)
+            graphed = GraphedStep(self._forward_and_backward, self._model.parameters())
+            most = max((len(sample.labels) for sample in source.train), default=0)  # one shape for all batches
+            self._take = lambda batch, phase: graphed(replace(batch, max_classes=most), phase)
         self._learner = Learner(self._model, self._optimizer, self._schedule, accelerator.scaler)
         self._progress = self._saved = Progress()
         self._unseen: Taken | None = None
@@ -148,10 +155,7 @@ class _Training:
         config, accelerator = self._config, self.accelerator
         step, losses = self._progress.step + 1, []
         for batch in micro_batches:
-            with accelerator.accumulate(self._objective):
-                own: Losses = self._objective(batch.to(accelerator.device), config.phase_at(step - 1))
-                accelerator.backward(own.total)
-            losses.append(replace(own, total=own.total.detach()))
+            losses.append(self._take(batch.to(accelerator.device), config.phase_at(step - 1)))
         taken = Taken(
             step=step,
             learning_rate=self._optimizer.param_groups[0]["lr"],
@@ -171,6 +175,13 @@ class _Training:
         self._model.update_teacher(config.contrast.momentum)
         seconds = time.perf_counter() - self._began
         self._progress = self._progress.model_copy(update={"step": step, "seconds": seconds})
+
+    def _forward_and_backward(self, batch: Batch, phase: Phase) -> Losses:
+        """Compute the losses of a micro-batch, detached, and add their gradients up."""
+        with self.accelerator.accumulate(self._objective):
+            losses: Losses = self._objective(batch, phase)
+            self.accelerator.backward(losses.total)
+        return replace(losses, total=losses.total.detach())
 
     def _settle(self) -> None:
         """Bring the numbers of the last step to the host: refuse what is not finite, and log."""
@@ -271,6 +282,23 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             f"mixed_precision fp16 needs a GPU, and the device is {accelerator.device.type}: use bf16 or no"
         )
     return accelerator
+
+
+def require_one_gpu(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Complain where a step cannot be one CUDA graph.
+
+    Raises:
+        ConfigError: There is no GPU, more than one process, or a step of several parts.
+    """
+    if accelerator.device.type != "cuda":
+        raise ConfigError(f"cuda_graph true needs a GPU, and the device is {accelerator.device.type}: leave it out")
+    if accelerator.num_processes > 1:
+        raise ConfigError(f"cuda_graph true is for one process, got {accelerator.num_processes}: leave it out")
+    if config.gradient_accumulation > 1:
+        raise ConfigError(
+            f"cuda_graph true is for whole steps, and gradient_accumulation is {config.gradient_accumulation}: "
+            "set it to 1, or leave cuda_graph out"
+        )
 
 
 def _network(config: TrainConfig, *, resumed: bool) -> ToCo:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from toco_export.reduced import reduced_model
 from toco_train.backbone import ViTSpec
 from toco_train.cam import PixelAdaptiveRefinement
 from toco_train.data.loading import Batch
+from toco_train.graphed_step import GraphedStep
 from toco_train.losses import dense_energy_loss
 from toco_train.model import ModelConfig, ToCo
 from toco_train.optimization import OptimizerConfig, build_optimizer
@@ -142,6 +144,36 @@ def test_a_step_does_not_make_the_host_wait_for_the_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_step_that_is_replayed_as_a_graph_gives_losses_and_weights_of_one_that_is_not() -> None:
+    phases = [Phase(from_step=0, seg=False, reg=False)] * 3 + [Phase(from_step=3)] * 4
+    taken: dict[bool, Any] = {False: [], True: []}
+    weights = {}
+    for graphed, numbers in taken.items():
+        objective = _objective(GPU)
+        optimizer = build_optimizer(objective.model, OptimizerConfig())
+
+        def take(batch: Batch, phase: Phase, objective: TokenContrast = objective) -> Losses:
+            losses = objective(batch, phase)
+            losses.total.backward()
+            return replace(losses, total=losses.total.detach())
+
+        step = GraphedStep(take, objective.model.parameters()) if graphed else take
+        for number, phase in enumerate(phases):
+            batch = _batch(GPU)
+            batch = replace(batch, view1=batch.view1.roll(number, dims=-1), max_classes=2)
+            losses = step(batch, phase)
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.model.update_teacher(0.9)
+            numbers.append(losses)
+        taken[graphed] = [_numbers(losses) for losses in numbers]  # read last: a later step must not change them
+        weights[graphed] = {name: value.clone() for name, value in objective.model.state_dict().items()}
+    for plain, replayed in zip(taken[False], taken[True], strict=True):
+        assert replayed == pytest.approx(plain, rel=1e-4)
+    assert len({numbers["total"] for numbers in taken[True]}) == len(phases)
+    torch.testing.assert_close(weights[True], weights[False], rtol=1e-3, atol=1e-5)
+
+
 def test_a_step_in_bf16_leaves_finite_losses_and_weights() -> None:
     objective = _objective(GPU)
     optimizer = build_optimizer(objective.model, OptimizerConfig())
@@ -200,7 +232,7 @@ def test_the_dense_energy_and_its_gradient_are_those_of_the_cpu() -> None:
     valid[1, :, 40:] = 0
     energies, gradients = [], []
     for device in (CPU, GPU):
-        leaf = probabilities.to(device).requires_grad_()
+        leaf = probabilities.to(device).detach().requires_grad_()
         energy = dense_energy_loss(images.to(device), leaf, labels.to(device), valid.to(device))
         energy.backward()
         assert leaf.grad is not None

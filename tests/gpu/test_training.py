@@ -21,9 +21,10 @@ def _small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
 
 
+@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_run_is_stopped_and_goes_on_with_finite_weights(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, graph: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, run, stepped = small_shapes(tmp_path / "shapes"), tmp_path / "run", TrainingDisplay.stepped
 
@@ -34,7 +35,7 @@ def test_a_run_is_stopped_and_goes_on_with_finite_weights(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingDisplay, "stepped", stop_after_two)
-        assert train(data, run, mixed_precision=precision) == 0
+        assert train(data, run, mixed_precision=precision, cuda_graph=graph) == 0
     assert last_checkpoint(run).name == "step_0000002.safetensors"
     assert main(["--resume", "--out", str(run)]) == 0
     assert last_checkpoint(run).name == "step_0000006.safetensors"

@@ -106,6 +106,13 @@ def test_a_wrong_setting_is_refused_in_one_sentence_with_the_nearest_name(flags,
     assert "\n" not in str(caught.value)
 
 
+def test_no_mixed_precision_may_be_said_in_yaml_without_quotes(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("mixed_precision: no\n")
+    assert load_config(None, file, {}).mixed_precision == "no"
+    assert load_config(None, None, {"mixed_precision": False}).mixed_precision == "no"
+
+
 def test_an_unknown_preset_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=re.escape("unknown preset 'voc-vitb', did you mean 'voc-vit-b'?")):
         load_config("voc-vitb", None, {})

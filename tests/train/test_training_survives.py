@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,9 +27,11 @@ from tests.train.small_runs import (
     tensors,
     train,
 )
-from toco.errors import TrainingError
+from toco.errors import ConfigError, TrainingError
 from toco_train.cli import main
+from toco_train.config import TrainConfig
 from toco_train.data.classes import ClassList
+from toco_train.engine import require_one_gpu
 from toco_train.finite import Measurement, Taken, refuse_what_is_not_finite
 from toco_train.run_folder import RunFolder
 from toco_train.step import Losses, TokenContrast
@@ -221,6 +224,26 @@ def test_a_gradient_that_overflows_in_fp16_is_left_to_the_scaler_until_it_has_no
         check(1.0, scale=1.0)
     with pytest.raises(TrainingError, match="a loss is not finite at step 7"):
         check(float("nan"), scale=65536.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "accumulation", "sentence"),
+    [
+        ("cpu", 1, 1, "cuda_graph true needs a GPU, and the device is cpu: leave it out"),
+        ("cuda", 2, 1, "cuda_graph true is for one process, got 2: leave it out"),
+        ("cuda", 1, 4, "gradient_accumulation is 4: set it to 1, or leave cuda_graph out"),
+    ],
+)
+def test_a_step_that_cannot_be_one_graph_is_refused(device, processes, accumulation, sentence):
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    with pytest.raises(ConfigError, match=sentence):
+        require_one_gpu(TrainConfig(cuda_graph=True, gradient_accumulation=accumulation), accelerator)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has CUDA graphs")
+def test_a_graph_without_a_gpu_is_refused_in_one_sentence(data, tmp_path, capsys):
+    assert "needs a GPU" in refusal(capsys, arguments(data, tmp_path / "run", cuda_graph="true"))
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")

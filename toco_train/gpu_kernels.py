@@ -1,0 +1,99 @@
+"""What PyTorch's own operations do slowly on a GPU, as kernels of Triton: the dense energy's filter, and PAR.
+
+In operations the filter writes and reads its n x n weights several times over, and PAR launches some two thousand small
+kernels a step, for which the device waits. ``losses.py`` and ``cam.py`` hold the definitions, and use these where
+Triton is; it comes with PyTorch on Linux.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_ROWS, _COLUMNS = 128, 64  # of the n x n weights that a program has in registers at a time
+_LEAST_CHANNELS = 16  # of a product on tensor cores
+_AFFINITY_PIXELS, _AVERAGE_PIXELS = 256, 512  # of a program
+
+
+def runs_kernels(tensor: Tensor) -> bool:
+    """Tell whether the kernels can take a tensor: it is on a GPU, and Triton is installed."""
+    return tensor.is_cuda and _HAS_TRITON
+
+
+def gaussian_filter(values: Tensor, points: Tensor) -> Tensor:
+    """Return ``values W`` with ``W_ij = 2 ** -|p_i - p_j|^2``, no part of which is ever in memory.
+
+    Weights are float32; their product with the values takes each factor as a sum of TF32 numbers, which keeps about
+    the precision of float32 on tensor cores.
+
+    Args:
+        values: float32 ``[B, K, n]``.
+        points: float32 ``[B, n, D]``.
+
+    Returns:
+        float32 ``[B, K, n]``.
+    """
+    batch, channels, number = values.shape
+    values, axes = values.contiguous(), points.transpose(1, 2).contiguous()
+    filtered = torch.empty_like(values)
+    padded = max(_LEAST_CHANNELS, 1 << (channels - 1).bit_length())
+    _kernels().gaussian_filter[-(-number // _ROWS), batch](
+        values, axes, filtered, number, channels, axes.shape[1], padded, _ROWS, _COLUMNS, num_warps=8, num_stages=1
+    )
+    return filtered
+
+
+def neighbour_affinity(
+    images: Tensor, offsets: Tensor, position: Tensor, *, colour_width: float, epsilon: float
+) -> Tensor:
+    """Return the weight of each neighbour of each pixel, as ``PixelAdaptiveRefinement.affinity`` defines it.
+
+    Args:
+        images: float32 ``[B, C, H, W]``, C at most 4.
+        offsets: Row and column of each neighbour from the pixel, int32 ``[n, 2]``.
+        position: What is added to the weight of each neighbour, float32 ``[n]``.
+        colour_width: Width of the Gaussian in standard deviations of the neighbours.
+        epsilon: Added to the standard deviation.
+
+    Returns:
+        float32 ``[B, n, H, W]``.
+    """
+    images = images.contiguous()
+    batch, channels, height, width = images.shape
+    weights = images.new_empty(batch, len(offsets), height, width)
+    _kernels().neighbour_affinity[-(-height * width // _AFFINITY_PIXELS), batch](
+        images, offsets, position, weights, height, width, len(offsets), colour_width, epsilon, channels,
+        _AFFINITY_PIXELS,
+    )  # fmt: skip
+    return weights
+
+
+def neighbour_average(maps: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of each pixel's neighbours; beyond the edge the nearest pixel counts.
+
+    Args:
+        maps: float32 ``[B, K, H, W]``.
+        offsets: Row and column of each neighbour from the pixel, int32 ``[n, 2]``.
+        weights: float32 ``[B, n, H, W]``.
+
+    Returns:
+        float32 ``[B, K, H, W]``.
+    """
+    maps = maps.contiguous()
+    batch, channels, height, width = maps.shape
+    average = torch.empty_like(maps)
+    _kernels().neighbour_average[-(-height * width // _AVERAGE_PIXELS), batch * channels](
+        maps, offsets, weights, average, height, width, len(offsets), channels, _AVERAGE_PIXELS
+    )
+    return average
+
+
+def _kernels() -> Any:
+    """Import Triton when a kernel is first asked for: it takes a while."""
+    from toco_train import triton_kernels  # noqa: PLC0415
+
+    return triton_kernels
