@@ -175,7 +175,7 @@ class Backbone(nn.Module):
 def _cubic(number: int, size: int, like: Tensor) -> Tensor:
     """Return the matrix ``[size, number]`` that resizes one axis bicubically, as ``F.interpolate`` does.
 
-    On a GPU that function takes one channel after the other: as products its work is a hundredth.
+    On a GPU that function takes one channel after the other, which as products takes no time.
     """
     identity = torch.eye(number, dtype=like.dtype, device=like.device)[None, None]
     return F.interpolate(identity, size=(size, number), mode="bicubic", align_corners=False)[0, 0]

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from tests.train.conftest import tiny_config
 from toco.config import dump_yaml
@@ -86,6 +87,18 @@ def test_a_run_whose_weights_are_in_half_precision_is_loaded_in_fp32(model, tmp_
 def test_the_position_embedding_is_untouched_at_its_own_size():
     model = ToCo(tiny_config())
     assert torch.equal(model.backbone.position_embedding(4, 4), model.backbone.vit.pos_embed)
+
+
+@pytest.mark.parametrize("grid", [(3, 9), (6, 4), (2, 2)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_position_embedding_is_resized_as_pytorch_does_also_under_autocast(grid, autocast):
+    backbone = ToCo(tiny_config()).backbone
+    embedding = backbone.vit.pos_embed
+    patches = embedding[:, 1:].transpose(1, 2).reshape(1, -1, 4, 4)
+    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        resized = backbone.position_embedding(*grid)
+    torch.testing.assert_close(resized, torch.cat([embedding[:, :1], patches], dim=1), rtol=1e-5, atol=1e-6)
 
 
 def test_a_size_that_does_not_fit_the_patches_is_refused_with_the_size_that_would():
