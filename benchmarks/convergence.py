@@ -26,13 +26,13 @@ from toco.errors import TocoError
 from toco_train.charts import Curve, curve_chart, save_figure
 from toco_train.config import load_config
 from toco_train.history import History, read_history
+from toco_train.history_charts import MASKS
 from toco_train.model import CONFIG_FILE
 from toco_train.run_folder import METRICS_FILE, SAMPLES_FOLDER
 from toco_train.shapes.cli import make_dataset
 from toco_train.shapes.voc import Recipe
 
 SIZE = 192  # 12 x 12 tokens, as the demo has
-MASKS = {"cam": "CAM", "aux_cam": "aux CAM", "seg": "segmentation"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

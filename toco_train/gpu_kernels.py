@@ -2,26 +2,45 @@
 
 In operations the filter writes and reads its n x n weights several times over, and PAR launches some two thousand small
 kernels a step, for which the device waits. ``losses.py`` and ``cam.py`` hold the definitions, and use these where
-Triton is; it comes with PyTorch on Linux.
+Triton works: it comes with PyTorch on Linux, and takes a C compiler and Python's headers.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+log = logging.getLogger(__name__)
+
 _ROWS, _COLUMNS = 128, 64  # of the n x n weights that a program has in registers at a time
 _LEAST_CHANNELS = 16  # of a product on tensor cores
 _AFFINITY_PIXELS, _AVERAGE_PIXELS = 256, 512  # of a program
 
 
 def runs_kernels(tensor: Tensor) -> bool:
-    """Tell whether the kernels can take a tensor: it is on a GPU, and Triton is installed."""
-    return tensor.is_cuda and _HAS_TRITON
+    """Tell whether the kernels can take a tensor: it is on a GPU, and Triton works there."""
+    return tensor.is_cuda and works_on(tensor.device)
+
+
+@functools.cache
+def works_on(device: torch.device) -> bool:
+    """Try a kernel on a device, once in a process; where it fails, log why: the operations are only slower."""
+    pixel, offset = torch.ones(1, 1, 1, 1, device=device), torch.zeros(1, 2, dtype=torch.int32, device=device)
+    try:
+        neighbour_average(pixel, offset, pixel)
+    except Exception as error:  # Triton is missing, or finds no compiler, or does not know the GPU: all are its own
+        log.warning(
+            "Triton does not work on %s (%s), so the dense energy and PAR run slowly; "
+            "it takes a C compiler and Python's headers",
+            device,
+            " ".join(str(error).split())[:300],
+        )
+        return False
+    return True
 
 
 def gaussian_filter(values: Tensor, points: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ _LOSSES = {
     "segmentation loss": ("seg",),
     "dense energy": ("reg",),
 }
-_MASKS = {"cam": "CAM", "aux_cam": "aux CAM", "seg": "segmentation"}
+MASKS = {"cam": "CAM", "aux_cam": "aux CAM", "seg": "segmentation"}
 
 
 def history_charts(history: History) -> Iterator[str]:
@@ -38,7 +38,7 @@ def history_charts(history: History) -> Iterator[str]:
             "mIoU, %",
             [
                 Curve(name, steps, [_percent(line["evaluation"][kind]["mean_iou"]) for line in history.evaluations])
-                for kind, name in _MASKS.items()
+                for kind, name in MASKS.items()
             ],
             limits=(0, 100),
         )
