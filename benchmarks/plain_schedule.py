@@ -23,6 +23,7 @@ from toco_train.local_crops import local_crops
 from toco_train.losses import balanced_segmentation_loss, class_token_contrast, classification_loss
 from toco_train.model import ToCo, ToCoOutput
 from toco_train.step import CamConfig, ContrastConfig, Losses, LossWeights, Phase, RegularizationConfig, TokenContrast
+from toco_train.token_linear import TokenLinear
 
 
 class PlainTokenContrast(TokenContrast):
@@ -123,3 +124,10 @@ def materialise_attention(model: ToCo) -> None:
     """Make every block compute its attention matrix and softmax as tensors, without a fused kernel."""
     for block in model.backbone.vit.blocks:
         block.attn.fused_attn = False
+
+
+def leave_products_to_pytorch(model: ToCo) -> None:
+    """Make the linear layers of every block PyTorch's own again."""
+    for layer in model.backbone.vit.blocks.modules():
+        if isinstance(layer, TokenLinear):
+            layer.convolves = False

@@ -20,7 +20,7 @@ import toco_train.step
 from benchmarks.data_loading import write_pictures
 from benchmarks.peaks import DTYPES, Precision, tensor_float32
 from benchmarks.phase_clock import PhaseClock
-from benchmarks.plain_schedule import PlainTokenContrast, materialise_attention
+from benchmarks.plain_schedule import PlainTokenContrast, leave_products_to_pytorch, materialise_attention
 from benchmarks.runner import interleaved, synchronise
 from toco_train.config import TrainConfig
 from toco_train.data.augment import Augmentation
@@ -44,14 +44,14 @@ class Variant:
     schedule: Schedule
     precision: Precision
     materialised_attention: bool = False
+    linear_as_in_pytorch: bool = False
     compiled: bool = False
     graphed: bool = False
     activation_checkpointing: bool = False
 
-    @property
-    def runs_on_a_cpu(self) -> bool:
-        """Whether a CPU can do it, in a time that one would wait for."""
-        return self.precision == "fp32" and not self.graphed
+    def suits(self, device: torch.device) -> bool:
+        """Whether it is worth a row: a CPU takes fp32 in a time that one would wait for."""
+        return device.type == "cuda" or (self.precision == "fp32" and not self.graphed)
 
 
 class TrainingRun:
@@ -64,6 +64,8 @@ class TrainingRun:
         self.model.backbone.activation_checkpointing = variant.activation_checkpointing
         if variant.materialised_attention:
             materialise_attention(self.model)
+        if variant.linear_as_in_pytorch:
+            leave_products_to_pytorch(self.model)
         if variant.compiled:
             self.model.backbone.compile_blocks()
         self.optimizer = build_optimizer(self.model, config.optimizer)

@@ -41,12 +41,13 @@ from toco_train.model import ToCo
 
 WARMUP_STEPS = 2
 VARIANTS = {
-    "plain-materialised-fp32": Variant("plain", "fp32", materialised_attention=True),
-    "plain-fp32": Variant("plain", "fp32"),
+    "plain-materialised-fp32": Variant("plain", "fp32", materialised_attention=True, linear_as_in_pytorch=True),
+    "plain-fp32": Variant("plain", "fp32", linear_as_in_pytorch=True),
+    "plain-fp32-onednn": Variant("plain", "fp32"),
     "ours-fp32": Variant("ours", "fp32"),
     "ours-fp32-checkpointed": Variant("ours", "fp32", activation_checkpointing=True),
     "ours-fp32-compiled": Variant("ours", "fp32", compiled=True),
-    "plain-tf32": Variant("plain", "tf32"),
+    "plain-tf32": Variant("plain", "tf32", linear_as_in_pytorch=True),
     "ours-tf32": Variant("ours", "tf32"),
     "ours-bf16": Variant("ours", "bf16"),
     "ours-bf16-compiled": Variant("ours", "bf16", compiled=True),
@@ -86,9 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="write the tables there, as .json and .md")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    names = arguments.variants or [
-        n for n, v in VARIANTS.items() if device.type == "cuda" or (v.precision == "fp32" and not v.graphed)
-    ]
+    names = arguments.variants or [name for name, variant in VARIANTS.items() if variant.suits(device)]
     config = recipe(arguments.backbone, size=arguments.size, batch=arguments.batch)
     if arguments.without_energy:
         config = config.model_copy(update={"weights": config.weights.model_copy(update={"reg": 0.0})})

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from toco.config import FrozenModel, nearest
 from toco.errors import ConfigError, ImageSizeError
+from toco_train.token_linear import use_token_linear
 from toco_train.weights import load_backbone_weights
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -70,6 +71,7 @@ class Backbone(nn.Module):
 
     def __init__(self, vit: VisionTransformer, aux_block: int) -> None:
         super().__init__()
+        use_token_linear(vit.blocks)
         self.vit = vit
         self.aux_block = range(len(vit.blocks))[aux_block]
         self.patch_size: int = vit.patch_embed.patch_size[0]

@@ -227,14 +227,16 @@ def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
     values, points = values[:, order], points[order] * math.sqrt(math.log2(math.e))  # exp2 is faster than exp
     half_norm, one = points.square().sum(dim=1, keepdim=True) / 2, points.new_ones(len(points), 1)
     # 2 ** (p_i . p_j - |p_i|^2 / 2 - |p_j|^2 / 2) as one product of augmented points
-    left, right = torch.cat([points, -half_norm, one], dim=1), torch.cat([points, one, -half_norm], dim=1).T
+    left = torch.cat([points, -half_norm, one], dim=1)
+    right = torch.cat([points, one, -half_norm], dim=1).T.contiguous()
     pairs: Iterable[tuple[int, int]] = combinations_with_replacement(range(len(tiles)), 2)
     if halvings and points.device.type == "cpu":  # on a GPU the host would wait for the distances
         pairs = _near_tiles(points.view(*tiles.shape, -1), reach=_REACH * math.sqrt(math.log2(math.e)))
+    kernel = points.new_empty(tile, tile)  # one for all: of new memory the system has to map every page first
     total = torch.zeros_like(values)
     for first, second in pairs:
         rows, columns = (slice(index * tile, (index + 1) * tile) for index in (first, second))
-        kernel = (left[rows] @ right[:, columns]).clamp_(min=_LEAST_EXPONENT).exp2_()
+        torch.mm(left[rows], right[:, columns], out=kernel).clamp_(min=_LEAST_EXPONENT).exp2_()
         total[:, rows] += values[:, columns] @ kernel.T
         if second > first:
             total[:, columns] += values[:, rows] @ kernel
