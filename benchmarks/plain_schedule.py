@@ -8,7 +8,8 @@ says so. What it computes again where ours reuses:
 - the pseudo label is refined image by image, and each of its two thresholds computes the affinity of the image anew.
 
 Left as ours, so that only the schedule differs: the memory-lean refinement and the dense energy on the training device
-(the published ones gather all neighbours at once, and run a compiled CPU extension).
+(the published ones gather all neighbours at once, and run a compiled CPU extension). The linear layers are PyTorch's
+own after ``leave_products_to_pytorch``, as they are in what the reports call ``plain``.
 """
 
 from __future__ import annotations

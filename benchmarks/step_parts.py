@@ -50,8 +50,10 @@ class Variant:
     activation_checkpointing: bool = False
 
     def suits(self, device: torch.device) -> bool:
-        """Whether it is worth a row: a CPU takes fp32 in a time that one would wait for."""
-        return device.type == "cuda" or (self.precision == "fp32" and not self.graphed)
+        """Whether it is worth a row: a CPU is too slow for other types, a GPU knows one linear layer."""
+        if device.type == "cuda":
+            return self.schedule == "ours" or self.linear_as_in_pytorch
+        return self.precision == "fp32" and not self.graphed
 
 
 class TrainingRun:

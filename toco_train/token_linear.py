@@ -14,8 +14,8 @@ _LEAST_PRODUCT = 200_000_000  # multiply-adds: with fewer, laying the weights ou
 class TokenLinear(nn.Linear):
     """A linear layer that computes large float32 products on a CPU as 1x1 convolutions: the same, to rounding.
 
-    PyTorch hands the products of ``nn.Linear`` to MKL, and convolutions to oneDNN, which on an AMD EPYC with AVX2 takes
-    three quarters of the time for the layers of a ViT-B.
+    PyTorch hands the products of ``nn.Linear`` to MKL, and convolutions to oneDNN, which was the faster on an AMD EPYC
+    with AVX2 (``benchmarks/training_step.py``, ``plain-fp32-onednn`` beside ``plain-fp32``).
 
     Attributes:
         convolves: Whether it may. Elsewhere (other types and devices, autocast, small products, and what is compiled

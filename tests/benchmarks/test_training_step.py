@@ -16,6 +16,7 @@ from toco.memory import peak_memory
 from toco_train.backbone import ViTSpec
 from toco_train.config import TrainConfig
 from toco_train.model import ToCo
+from toco_train.token_linear import TokenLinear
 
 CPU = torch.device("cpu")
 PHASES = {"forward", "CAM", "PAR and label", "dense energy", "other losses", "backward", "optimiser"}
@@ -54,6 +55,26 @@ def test_a_step_changes_weights_and_teacher_and_the_variant_is_what_it_says() ->
     assert run.model.backbone.activation_checkpointing
     for name in ("classifier.weight", "backbone.vit.blocks.0.mlp.fc1.weight", "teacher_projection.mlp.0.weight"):
         assert not torch.equal(before[name], after[name]), name
+
+
+@pytest.mark.parametrize(("name", "convolves"), [
+    ("plain-fp32", False), ("plain-materialised-fp32", False), ("plain-fp32-onednn", True), ("ours-fp32", True),
+])  # fmt: skip
+def test_only_what_is_called_plain_alone_has_the_linear_layers_of_pytorch(name: str, convolves: bool) -> None:
+    config = _small()
+    run = TrainingRun(training_step.VARIANTS[name], config, ToCo(config.model), noise_batch(config, CPU))
+    layers = [layer for layer in run.model.modules() if isinstance(layer, TokenLinear)]
+    assert len(layers) == 4 * 3
+    assert {layer.convolves for layer in layers} == {convolves}
+
+
+def test_every_device_gets_rows_that_differ_on_it() -> None:
+    on_cpu, on_gpu = (
+        {name for name, variant in training_step.VARIANTS.items() if variant.suits(torch.device(device))}
+        for device in ("cpu", "cuda")
+    )
+    assert "ours-bf16" not in on_cpu
+    assert on_cpu - on_gpu == {"plain-fp32-onednn"}
 
 
 def test_the_report_holds_every_variant_and_phase() -> None:
