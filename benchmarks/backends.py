@@ -274,7 +274,9 @@ def onnx_runtime(kind: OnnxKind) -> Prepare:
             session.run_with_iobinding(binding)
             return value  # held here: on the CPU the binding only points into it
 
-        precision: Precision = "fp16" if kind == "fp16" and on_gpu else "fp32"
+        precision: Precision = "fp32"
+        if on_gpu:
+            precision = "fp16" if kind == "fp16" else "tf32"  # which its CUDA provider uses unless told otherwise
         return Prepared(run, precision, bench.device if on_gpu else CPU, "fp32" if kind == "plain" else kind)
 
     return bind
@@ -327,6 +329,7 @@ BACKENDS: dict[str, Prepare] = {
     "eager-fp16": on_device("fp16", lambda bench: bench.half),
     "compiled-fp32": on_device("fp32", lambda bench: bench.compiled_full),
     "compiled-fp16": on_device("fp16", lambda bench: bench.compiled_half),
+    "graph-bf16": cuda_graph(autocast_bf16),
     "graph-fp16": cuda_graph(on_device("fp16", lambda bench: bench.half)),
     "graph-compiled-fp16": cuda_graph(on_device("fp16", lambda bench: bench.compiled_half)),
     "ort-fp32": onnx_runtime("fp32"),
@@ -337,4 +340,6 @@ BACKENDS: dict[str, Prepare] = {
     "tensorrt-fp16": tensorrt("tensorrt"),
     "tensorrt-rtx-fp16": tensorrt("tensorrt-rtx"),
 }
-SLOW_ON_A_CPU = {"eager-bf16", "eager-tf32", "eager-fp16", "compiled-fp16", "graph-fp16", "graph-compiled-fp16"}
+SLOW_ON_A_CPU = {
+    "eager-bf16", "eager-tf32", "eager-fp16", "compiled-fp16", "graph-bf16", "graph-fp16", "graph-compiled-fp16"
+}  # fmt: skip

@@ -16,6 +16,7 @@ from toco_train.charts import line_style
 
 ROOF = "#555555"
 LEGEND_ENTRY = 1.5  # inches
+SPACE_FOR_A_NOTE = 1.3  # between two lines of the roofline, as a ratio
 Cell = Mapping[str, Any]
 
 
@@ -70,10 +71,11 @@ def roofline_chart(result: Mapping[str, Any]) -> Figure:
     intensities = [cell["intensity"] for cell in cells]
     left, right = min(ridges + intensities) / 4, 2 * max(ridges + intensities)
     x = np.geomspace(left, right, 200)
-    for name, roof in roofs.items():
+    for roof in roofs.values():
         axes.plot(x, [roof.bound(at) / 1e9 for at in x], color=ROOF, linewidth=1.4, zorder=1)
-        _note(axes, f"products, {name}: {roof.flops_per_second / 1e9:,.0f} GFLOP/s",
-              (right, roof.flops_per_second / 1e9), (-4, 3), "right")  # fmt: skip
+    for group in _close_together({name: roof.flops_per_second / 1e9 for name, roof in roofs.items()}):
+        peaks = "; ".join(f"{name}: {peak:,.0f}" for name, peak in group.items())
+        _note(axes, f"products, {peaks} GFLOP/s", (right, max(group.values())), (-4, 3), "right")
     for place, rate in memory.items():
         _note(axes, f"memory, {place}: {rate / 1e9:,.0f} GB/s", (2 * left, 2 * left * rate / 1e9), (10, -12), "left")
     for name, style in _styles(cells).items():
@@ -91,6 +93,17 @@ def roofline_chart(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _close_together(peaks: Mapping[str, float]) -> list[dict[str, float]]:
+    """Put peaks whose lines one could not write between into groups, each from the highest down."""
+    groups: list[dict[str, float]] = []
+    for name, peak in sorted(peaks.items(), key=lambda item: -item[1]):
+        if groups and peak > min(groups[-1].values()) / SPACE_FOR_A_NOTE:
+            groups[-1][name] = peak
+        else:
+            groups.append({name: peak})
+    return groups
+
+
 def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     """Return how each backend is drawn, in the order of the tables."""
     return {name: line_style(index) for index, name in enumerate(dict.fromkeys(cell["backend"] for cell in cells))}
@@ -100,7 +113,7 @@ def _log_axis(axes: Axes) -> None:
     """Make y logarithmic, with numbers that read as such."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_formatter("{x:,.12g}")
     axes.yaxis.set_minor_locator(NullLocator())
 
 

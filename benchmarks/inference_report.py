@@ -19,9 +19,11 @@ where the backend has them (host memory for ONNX Runtime on the CPU). Backends t
 warm up; p99 where there are {min_calls_for_p99} calls. Speed: against {reference} at that size and batch. Not timed is
 what took, or by the best rate before would take, more than {call_limit:g} s a call. fp32: TF32 off; tf32: on; bf16:
 autocast; fp16: the network that toco-export --fp16 writes (ONNX Runtime on the CPU computes it in fp32); int8: all
-linear layers, as toco-export --precision int8 writes them where its gate allows. ort: ONNX Runtime; ort-plain: on what
-torch.onnx.export alone writes of the same network; openvino: on the file of ort-fp32. compiled: torch.compile of each
-ViT block alone, for each size. graph: replayed as one CUDA graph."""
+linear layers, as toco-export --precision int8 writes them where its gate allows. ort: ONNX Runtime, which on a GPU
+computes fp32 files in tf32 unless told otherwise; ort-plain: on what torch.onnx.export alone writes of the same
+network; openvino: on the file of ort-fp32. compiled: torch.compile of each ViT block alone, for each size. graph:
+replayed as one CUDA graph. The fp16 network's attention is written out, as exporters and TensorRT want it; that of the
+others in PyTorch is one fused kernel."""
 ROOFLINE = """\
 GFLOP: multiply-adds times 2 of products and convolutions, attention written out. MB: what a batch must move at least:
 the weights of backbone and decoder read once in the type they are kept in, the images read, labels and confidence

@@ -3,13 +3,15 @@
     python -m benchmarks.serving --backbone demo
     python -m benchmarks.serving --backbone vit_base_patch16_224 --report benchmarks/results/NAME
 
-Weights are random. The server, its clients and the session share this machine's processors.
+Weights are random. The server, its clients and the session share this machine's processors, and its GPU if it has one
+that ONNX Runtime can use: then both run the fp16 file there.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import tempfile
 import time
@@ -32,7 +34,9 @@ from benchmarks.runner import Series, interleaved, warm_up
 from benchmarks.serving_report import as_markdown, load_chart
 from benchmarks.training_step import add_network_arguments, recipe
 from toco.command import run_command
+from toco.errors import TocoError
 from toco_export.config import ExportConfig, resolve_profile
+from toco_export.conversion import convert
 from toco_export.description import describe_artefact, describe_export
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, exported_model
 from toco_export.onnx_file import export_onnx
@@ -56,12 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_processes_argument(parser)
     parser.add_argument("--report", type=Path, help="write the tables there, as .json, .md and pictures")
     arguments = parser.parse_args(argv)
-    origin = provenance(CPU, "benchmarks.serving", argv)  # first: the load average is that before our own
+    device = torch.device(arguments.device)
+    if device.type == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the server would take a GPU
+    origin = provenance(device, "benchmarks.serving", argv)  # first: the load average is that before our own
     origin["versions"] |= {"onnxruntime": onnxruntime.__version__}
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
-        size = make_repository(arguments.backbone, repository)
-        setting = {"backbone": arguments.backbone, "size": size, "repeats": arguments.repeats,
+        size, file = make_repository(arguments.backbone, repository, device)
+        setting = {"backbone": arguments.backbone, "size": size, "device": device.type, "file": file,
+                   "repeats": arguments.repeats,
                    "clients": arguments.clients, "seconds": arguments.seconds, "processes": arguments.processes,
                    "threads": torch.get_num_threads(), "batch": Bench.BATCH, "warmup_calls": WARMUP_CALLS,
                    "photograph_side": PHOTOGRAPH_SIDE}  # fmt: skip
@@ -75,17 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_repository(backbone: str, folder: Path) -> int:
-    """Write the model repository of a network with random weights; return the side that it is tuned for."""
+def make_repository(backbone: str, folder: Path, device: torch.device) -> tuple[int, str]:
+    """Write the model repository of a network with random weights.
+
+    Returns:
+        The side that it is tuned for, and the name of the ONNX file that is served on that device.
+    """
     config = recipe(backbone)
     torch.manual_seed(config.seed)
     model = ToCo(config.model).eval()
     artefact_folder(folder).mkdir(parents=True)
     path = artefact_folder(folder) / "model.onnx"
     export_onnx(ServedModel(exported_model(model)).eval(), path)
+    artefacts = [describe_artefact(path, "onnx", "fp32")]
+    if device.type == "cuda":
+        half = path.with_name("model.fp16.onnx")
+        convert(model, "fp16", path, half, ranges={})
+        artefacts.append(describe_artefact(half, "onnx", "fp16"))
     profile = resolve_profile(ExportConfig(), model.config.image_size, model.patch_size)
-    complete_repository(folder, describe_export(model, profile, [describe_artefact(path, "onnx", "fp32")], [], []))
-    return model.config.image_size
+    complete_repository(folder, describe_export(model, profile, artefacts, [], []))
+    return model.config.image_size, artefacts[-1].file
 
 
 def measure(repository: Path, setting: Mapping[str, Any]) -> Iterator[Found]:
@@ -96,7 +113,7 @@ def measure(repository: Path, setting: Mapping[str, Any]) -> Iterator[Found]:
         triton = stack.enter_context(EmbeddedTriton(repository, ports=Ports(0, 0, 0)))
         ready_s = time.perf_counter() - began
         clients = [stack.enter_context(Client(triton.grpc_url)) for _ in range(max(numbers))]
-        bench = Bench(artefact_folder(repository) / "model.onnx", size, clients)
+        bench = Bench(artefact_folder(repository) / setting["file"], size, clients, torch.device(setting["device"]))
         yield {
             "ready_s": Series((ready_s,)),
             "one_at_a_time": bench.one_at_a_time(setting["repeats"]),
@@ -113,15 +130,22 @@ class Bench:
         file: Its ONNX file.
         size: Side of the images that it is tuned for.
         clients: Of the server, one for each closed-loop client.
+        device: Where the session runs.
+
+    Raises:
+        TocoError: ONNX Runtime cannot use the GPU.
     """
 
     BATCH = 8
 
-    def __init__(self, file: Path, size: int, clients: Sequence[Client]) -> None:
+    def __init__(self, file: Path, size: int, clients: Sequence[Client], device: torch.device) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=[wanted])
+        if wanted not in self._session.get_providers():
+            raise TocoError("ONNX Runtime cannot use the GPU; give --device cpu")
         self._size, self._clients = size, clients
         self._image, self._batch = noise(1, size), noise(self.BATCH, size)
         self._photograph = _photograph()

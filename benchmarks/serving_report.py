@@ -14,9 +14,10 @@ from benchmarks.runner import SPREAD, ratio_cell, spread_cell
 
 METHOD = """\
 Measured in {processes}, with a server for each. One at a time: the four calls take turns, {repeats} rounds in a process
-after {warmup_calls} to warm up. in process: ONNX Runtime on the exported file with the options of the server ({threads}
-threads, which sleep between calls). toco: the same image as a tensor by gRPC. decode: this process decodes a square
-JPEG of {photograph_side} px, resizes it to the network's size, and the answer back. toco_image: the same JPEG by gRPC.
+after {warmup_calls} to warm up. in process: ONNX Runtime on {file}, which the server runs too, with its options
+({threads} threads, which sleep between calls), on the {device} like it. toco: the same image as a tensor by gRPC.
+decode: this process decodes a square JPEG of {photograph_side} px, resizes it to the network's size, and the answer
+back. toco_image: the same JPEG by gRPC.
 Ratio: toco over in process, toco_image over in process + decode. Closed loop: each client sends its next image when the
 last is answered; batched: in this process, batches of {batch}. Open loop: images arrive at random (Poisson) at a share
 of the highest closed-loop rate; their time begins when they are due. {seconds:g} s each in a process; the clients use

@@ -9,11 +9,14 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from numpy import __version__ as numpy_version
+
 from toco.errors import ServeError
 
 PRODUCTION = "for production use NVIDIA's container nvcr.io/nvidia/tritonserver, 26.06 or newer"
 
 STUB = "triton_python_backend_stub"
+NUMPY_WITHOUT_ANSWERS = 2  # the stub reads an array's size where NumPy 1 keeps it; the wheel says so, pip heeds it
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def find_triton() -> TritonWheel:
     """Find Triton in the installed wheel.
 
     Raises:
-        ServeError: The wheel is missing, or has nothing for the running Python version.
+        ServeError: The wheel is missing, or has nothing for the running Python version or NumPy.
     """
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -54,6 +57,11 @@ def find_triton() -> TritonWheel:
         raise ServeError(
             f"the installed nvidia-pytriton cannot run models on Python {version}: it has parts for "
             f"{', '.join(available) or 'no version'}; use one of these Pythons"
+        )
+    if int(numpy_version.split(".")[0]) >= NUMPY_WITHOUT_ANSWERS:
+        raise ServeError(
+            f"NumPy {numpy_version} is installed, with which the installed nvidia-pytriton answers every request with "
+            f"empty arrays; it needs an older one: pip install 'numpy<{NUMPY_WITHOUT_ANSWERS}'"
         )
     return TritonWheel(
         binary=triton / "bin" / "tritonserver",

@@ -171,6 +171,13 @@ def test_a_python_version_without_a_stub_is_refused_with_those_that_have_one(rep
     )
 
 
+def test_a_numpy_with_which_triton_answers_nothing_is_refused(repository, monkeypatch):
+    monkeypatch.setattr("toco_serve.triton_wheel.numpy_version", "2.5.2")
+    message = error_of_starting(repository)
+    assert "NumPy 2.5.2" in message
+    assert "pip install 'numpy<2'" in message
+
+
 def test_a_python_without_a_shared_library_is_refused(repository, monkeypatch):
     monkeypatch.setattr("toco_serve.triton_wheel.sysconfig", SimpleNamespace(get_config_var=lambda name: "/nowhere"))
     monkeypatch.setattr(sys, "base_prefix", "/nowhere")
