@@ -34,10 +34,10 @@ part() { # part NAME SECONDS ARGUMENT...: run Python within the time; its log, a
 
 part tests 75 -m pytest -q -m gpu tests/gpu -p no:cacheprovider
 part inference 130 -m benchmarks.inference --device cuda --backbone "$vit" --seconds 0.2 --call-limit 0.2 --processes 1 \
-    --sizes 224 448 512 --batches 1 8 32 --backends eager-fp32 eager-tf32 eager-bf16 eager-fp16 graph-bf16 graph-fp16 graph-compiled-fp16 \
-    ort-fp32 ort-fp16 tensorrt-fp16 tensorrt-rtx-fp16 --report "$prefix-inference"
-part convergence 190 -m benchmarks.convergence --out "$work" --backbone "$vit" --images 6000 --steps 1200 \
-    --workers "$(nproc)" --train-flags "--cuda_graph true" --report "$prefix-convergence"
+    --sizes 224 448 512 --batches 1 8 32 --backends eager-fp32 eager-tf32 eager-bf16 eager-fp16 graph-bf16 graph-fp16 \
+    graph-compiled-fp16 ort-fp32 ort-fp16 tensorrt-fp16 tensorrt-rtx-fp16 --report "$prefix-inference"
+part convergence 190 -m benchmarks.convergence --out "$work" --backbone "$vit" --steps 800 --workers "$(nproc)" \
+    --train-flags "--cuda_graph true" --report "$prefix-convergence"
 part training-vit-b 120 -m benchmarks.training_step --device cuda --backbone "$vit" --size 448 --batch 4 --repeats 8 --processes 1 \
     --variants plain-materialised-fp32 plain-fp32 ours-fp32 ours-fp32-checkpointed ours-tf32 ours-bf16 ours-bf16-graph \
     ours-bf16-compiled-graph --report "$prefix-training-vit-b"
