@@ -29,6 +29,7 @@ IGNORE_INDEX = 255
 _EPSILON = 1e-4
 _LEAST_EXPONENT = -87.0  # 2^-87 is 6e-27: below it a CPU falls to denormal numbers, ten times slower
 _LARGEST_TILE = {"cpu": 784, "cuda": 8192}  # one fits a core's cache, the other makes few kernel launches
+_MOST_BANDS = 8  # of a tile, one for each thread: a product of fewer than 98 of its rows is too small to share
 _REACH = 6.0  # standard deviations: a weight beyond is below 1.6e-8, a quarter of a rounding step beside 1
 
 P = ParamSpec("P")
@@ -220,7 +221,9 @@ def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
     """Return ``values W``, both ``[K, n]``; W is the Gaussian of the points ``[n, 5]``, half of it made."""
     number = len(points)
     halvings = max(0, math.ceil(math.log2(number / largest_tile)))
-    padding = -number % 2**halvings  # points without a value
+    # A thread keeps to its own rows of a tile in all that is done with it: what another core wrote last comes slowly.
+    bands = min(torch.get_num_threads(), _MOST_BANDS) if points.device.type == "cpu" else 1
+    padding = -number % (2**halvings * bands)  # points without a value
     values, points = F.pad(values, (0, padding)), F.pad(points, (0, 0, 0, padding))
     tiles = _in_tiles(points, halvings)
     order, tile = tiles.flatten(), tiles.shape[1]
@@ -232,14 +235,18 @@ def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
     pairs: Iterable[tuple[int, int]] = combinations_with_replacement(range(len(tiles)), 2)
     if halvings and points.device.type == "cpu":  # on a GPU the host would wait for the distances
         pairs = _near_tiles(points.view(*tiles.shape, -1), reach=_REACH * math.sqrt(math.log2(math.e)))
-    kernel = points.new_empty(tile, tile)  # one for all: of new memory the system has to map every page first
+    # one for all: of new memory the system has to map every page first
+    kernel = points.new_empty(bands, tile // bands, tile)
     total = torch.zeros_like(values)
     for first, second in pairs:
         rows, columns = (slice(index * tile, (index + 1) * tile) for index in (first, second))
-        torch.mm(left[rows], right[:, columns], out=kernel).clamp_(min=_LEAST_EXPONENT).exp2_()
-        total[:, rows] += values[:, columns] @ kernel.T
+        banded = left[rows].view(bands, -1, left.shape[1])
+        torch.bmm(banded, right[:, columns].expand(bands, -1, -1), out=kernel).clamp_(min=_LEAST_EXPONENT).exp2_()
+        by_row = torch.bmm(values[:, columns].expand(bands, -1, -1), kernel.mT)
+        total[:, rows] += by_row.transpose(0, 1).flatten(1)
         if second > first:
-            total[:, columns] += values[:, rows] @ kernel
+            banded = values[:, rows].view(len(values), bands, -1).transpose(0, 1)
+            total[:, columns] += torch.bmm(banded, kernel).sum(dim=0)
     return torch.empty_like(total).index_copy_(1, order, total)[:, :number]
 
 

@@ -164,8 +164,9 @@ def test_dense_energy_and_its_gradient_equal_the_definition_where_every_pixel_is
     assert torch.allclose(gradient, expected.float(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tile", [16, 100, 1000])
-def test_dense_energy_leaves_out_only_tiles_that_weigh_nothing(tile):
+@pytest.mark.parametrize(("tile", "threads"), [(16, 2), (100, 1), (100, 3), (1000, 100)])
+def test_dense_energy_leaves_out_only_tiles_that_weigh_nothing(tile, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (1, 3, 32, 30)).float()
     probabilities = torch.randn(1, 4, 32, 30).softmax(1).requires_grad_()
