@@ -29,7 +29,7 @@ IGNORE_INDEX = 255
 _EPSILON = 1e-4
 _LEAST_EXPONENT = -87.0  # 2^-87 is 6e-27: below it a CPU falls to denormal numbers, ten times slower
 _LARGEST_TILE = {"cpu": 784, "cuda": 8192}  # one fits a core's cache, the other makes few kernel launches
-_MOST_BANDS = 8  # of a tile, one for each thread: a product of fewer than 98 of its rows is too small to share
+_MOST_BANDS = 8  # of a tile, one for each thread; more than two were not timed
 _REACH = 6.0  # standard deviations: a weight beyond is below 1.6e-8, a quarter of a rounding step beside 1
 
 P = ParamSpec("P")
