@@ -5,6 +5,7 @@ says so. What it computes again where ours reuses:
 
 - the CAM runs all six passes (three scales, each with its flip), the unflipped one at scale 1 too;
 - the teacher runs its own pass over both global views, and the student runs view 1 a second time;
+- the maps of all classes are made as large as the image, and those that its label does not name then set to 0;
 - the pseudo label is refined image by image, and each of its two thresholds computes the affinity of the image anew.
 
 Left as ours, so that only the schedule differs: the memory-lean refinement and the dense energy on the training device
@@ -14,7 +15,10 @@ own after ``leave_products_to_pytorch``, as they are in what the reports call ``
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from timm.layers import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,23 +64,25 @@ class PlainTokenContrast(TokenContrast):
         images, labels = self.normalise(batch.view1), batch.image_labels
         cam, aux_cam = multi_scale_cam(self.model, images, self._cam.scales)
         output: ToCoOutput = self.model(images)
-        pseudo_label = self._pseudo_label(cam if phase.pseudo_label == "cam" else aux_cam, batch)
-        logits = F.interpolate(output.seg_logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+        pseudo_label = self._agreed_label(cam if phase.pseudo_label == "cam" else aux_cam, batch)
+        logits = F.interpolate(
+            output.seg_logits.float().contiguous(), size=images.shape[-2:], mode="bilinear", align_corners=False
+        )
         parts = {
             "cls": classification_loss(output.class_logits.float(), labels),
             "aux_cls": classification_loss(output.aux_class_logits.float(), labels),
-            "ptc": self._patch_token_contrast(output.patch_tokens, aux_cam, batch),
-            "ctc": self._class_token_contrast(output.cls_token, aux_cam, batch),
+            "ptc": self._patch_token_contrast(output.patch_tokens, aux_cam, labels, batch),
+            "ctc": self._class_token_contrast(output.cls_token, aux_cam, labels, batch),
             "seg": balanced_segmentation_loss(logits, pseudo_label),
         }
         if self._weights.reg:
             parts["reg"] = self._dense_energy(logits, pseudo_label, batch)
         return self._weighted(parts)
 
-    def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, batch: Batch) -> Tensor:
+    def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, present: Tensor, batch: Batch) -> Tensor:
         """Contrast the views, each from a pass of its own; ``cls_token`` is not used."""
         config = self._contrast
-        roi = roi_mask(aux_cam, batch.image_labels, self._cam.low, self._cam.high)
+        roi = roi_mask(aux_cam, present, self._cam.low, self._cam.high)
         crops, positive = local_crops(
             self.normalise(batch.local),
             roi,
@@ -96,7 +102,7 @@ class PlainTokenContrast(TokenContrast):
             student, teacher.unflatten(0, (2, -1)).transpose(0, 1), positive, config.temperature
         )
 
-    def _pseudo_label(self, cam: Tensor, batch: Batch) -> Tensor:
+    def _agreed_label(self, cam: Tensor, batch: Batch) -> Tensor:
         """Refine once with each threshold and keep what the two runs agree on."""
         cautious, generous = (self._refined(cam, batch, threshold) for threshold in (self._cam.high, self._cam.low))
         label = torch.where(cautious > 0, cautious, torch.where(generous > 0, IGNORE_INDEX, 0))
@@ -121,10 +127,27 @@ class PlainTokenContrast(TokenContrast):
         return torch.cat(labels)
 
 
+class MaterialisedAttention(Attention):  # type: ignore[misc]
+    """The attention of timm's blocks with every matrix written out, in the operations of the published network.
+
+    It scales the whole matrix. timm without its fused kernel scales the queries first: the same to rounding, with a
+    pass less over ``heads x N x N`` numbers.
+    """
+
+    def forward(self, tokens: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the attended tokens, float ``[B, N, D]``: without a mask or a gate, which no network here has."""
+        size = (*tokens.shape[:2], 3, self.num_heads, self.head_dim)
+        query, key, value = self.qkv(tokens).reshape(size).permute(2, 0, 3, 1, 4)
+        matrix = (self.q_norm(query) @ self.k_norm(key).transpose(-2, -1)) * self.scale
+        mixed = self.attn_drop(matrix.softmax(dim=-1)) @ value
+        joined: Tensor = self.proj_drop(self.proj(self.norm(mixed.transpose(1, 2).flatten(2))))
+        return joined
+
+
 def materialise_attention(model: ToCo) -> None:
-    """Make every block compute its attention matrix and softmax as tensors, without a fused kernel."""
+    """Make every block compute its attention matrix and softmax as tensors, in place; names and weights stay."""
     for block in model.backbone.vit.blocks:
-        block.attn.fused_attn = False
+        block.attn.__class__ = MaterialisedAttention  # it has no state of its own
 
 
 def leave_products_to_pytorch(model: ToCo) -> None:

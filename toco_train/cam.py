@@ -29,6 +29,24 @@ class GivesActivationMaps(Protocol):
         """Return CAM and aux CAM before ReLU, each ``[B, C, h, w]``, of images ``[B, 3, H, W]``."""
 
 
+def present_classes(image_labels: Tensor, max_classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Name the classes that each image has, so that no map of an absent one has to be made.
+
+    Args:
+        image_labels: Multi-hot, ``[B, C]``.
+        max_classes: The most classes that one of the images has; None counts them, for which the host waits.
+
+    Returns:
+        Classes, int64 ``[B, K]``, 0..C-1: those of the image first, in ascending order; and which of them it has, bool
+        ``[B, K]``. K is ``max_classes``, and 1 where that is 0.
+    """
+    if max_classes is None:
+        max_classes = int(image_labels.sum(dim=1).max())
+    present, classes = image_labels.bool().sort(dim=1, descending=True, stable=True)
+    most = max(1, max_classes)
+    return classes[:, :most], present[:, :most]
+
+
 @torch.no_grad()
 def multi_scale_cam(
     model: GivesActivationMaps,
@@ -36,6 +54,7 @@ def multi_scale_cam(
     scales: Sequence[float] = (1.0, 0.5, 1.5),
     *,
     scale_one: tuple[Tensor, Tensor] | None = None,
+    classes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute CAM and aux CAM over several scales, each with its horizontal flip.
 
@@ -48,11 +67,14 @@ def multi_scale_cam(
         scales: Factors of the image size.
         scale_one: CAM and aux CAM before ReLU of the unflipped images at scale 1, each ``[B, C, h, w]``, where the
             caller has them already: that pass is then not run again.
+        classes: The classes of each image whose maps are wanted, integer ``[B, K]``, 0..C-1. None: all.
 
     Returns:
-        CAM and aux CAM, each float ``[B, C, H, W]`` in [0, 1], without gradient.
+        CAM and aux CAM, each float ``[B, C, H, W]`` (``[B, K, H, W]`` in the order of ``classes``) in [0, 1], without
+        gradient.
 
-    Source: METHOD.md, step 1. Same values as published; the pass that the training step has already done is reused.
+    Source: METHOD.md, step 1. Same values as published; the pass that the training step has already done is reused,
+    and only the maps that count are made as large as the image.
     """
     size = images.shape[-2:]
     totals: list[Tensor] = []
@@ -68,7 +90,7 @@ def multi_scale_cam(
             maps = model.activation_maps(torch.cat([scaled, scaled.flip(-1)]))
             pairs = [(both[: len(images)], both[len(images) :]) for both in maps]
         for index, (plain, mirrored) in enumerate(pairs):
-            together = torch.cat([plain.float(), mirrored.float().flip(-1)])
+            together = torch.cat([_of_classes(plain, classes), _of_classes(mirrored, classes).flip(-1)])
             plain, mirrored = F.interpolate(together, size=size, mode="bilinear", align_corners=False).chunk(2)  # noqa: PLW2901
             strongest = torch.maximum(plain, mirrored).relu_()
             if len(totals) <= index:
@@ -77,6 +99,13 @@ def multi_scale_cam(
                 totals[index] += strongest
     cam, aux_cam = (_normalise(total) for total in totals)
     return cam, aux_cam
+
+
+def _of_classes(maps: Tensor, classes: Tensor | None) -> Tensor:
+    """Return the maps of some classes in float32: ``[B, C, h, w]`` and ``[B, K]`` -> ``[B, K, h, w]``, contiguous."""
+    if classes is not None:
+        maps = maps.gather(1, classes[:, :, None, None].expand(-1, -1, *maps.shape[-2:]))
+    return maps.float().contiguous()
 
 
 def _normalise(cam: Tensor) -> Tensor:
@@ -270,7 +299,7 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
     boxes: Tensor,
     refinement: PixelAdaptiveRefinement,
     *,
-    max_classes: int | None = None,
+    classes: Tensor | None = None,
 ) -> Tensor:
     """Turn a CAM into a pseudo label for segmentation, refined along the edges of the image.
 
@@ -285,34 +314,29 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
         high: Background score of the cautious run.
         boxes: Part of each picture that is image, integer ``[B, 4]``: top, bottom, left, right; outside it is 255.
         refinement: The refinement to apply.
-        max_classes: The most classes that one of the images has; None counts them, for which the host waits.
+        classes: The class of each map, integer ``[B, C]``, where the CAM is that of ``present_classes`` and the labels
+            say which of them an image has. None: map and class are the same.
 
     Returns:
-        int64 ``[B, H, W]``.
+        int64 ``[B, H, W]``: 0, 255, or a class from 1 on.
 
-    Source: METHOD.md, step 5. Same values as published; the affinity of an image is computed once for both runs, and
-    the maps of absent classes, which are 0 throughout, are left out as far as the batch allows.
+    Source: METHOD.md, step 5. Same values as published; the affinity of an image is computed once for both runs.
     """
     height, width = images.shape[-2:]
     half = (height // 2, width // 2)
     half_images = F.interpolate(images, size=half, mode="bilinear", align_corners=False)
-    half_cam = F.interpolate(valid_cam(cam, image_labels), size=half, mode="bilinear", align_corners=False)
-
-    # Present classes first, so that the maps of the busiest image bound the work.
-    present, order = image_labels.bool().sort(dim=1, descending=True, stable=True)
-    if max_classes is None:
-        max_classes = int(present.sum(dim=1).max())
-    present, order = present[:, :max_classes], order[:, :max_classes]
-    scores = half_cam.gather(1, order[:, :, None, None].expand(-1, -1, *half))
-    known = F.pad(present, (1, 0), value=True)[:, :, None, None]
-    labels = F.pad(order + 1, (1, 0), value=0)
+    scores = F.interpolate(valid_cam(cam, image_labels), size=half, mode="bilinear", align_corners=False)
+    known = F.pad(image_labels.bool(), (1, 0), value=True)[:, :, None, None]
+    if classes is None:
+        classes = torch.arange(cam.shape[1], device=cam.device).expand(len(cam), -1)
+    labels = F.pad(classes + 1, (1, 0), value=0)
 
     runs = [F.pad(scores, (0, 0, 0, 0, 1, 0), value=threshold) for threshold in (high, low)]
     maps = torch.cat([run.masked_fill(~known, -torch.inf).softmax(dim=1) for run in runs], dim=1)
     refined = refinement(half_images, maps)
     cautious, generous = (
         labels.gather(
-            1, F.interpolate(run, size=(height, width), mode="bilinear", align_corners=False).argmax(1).flatten(1)
+            1, F.interpolate(run, size=(height, width), mode="bilinear", align_corners=False).max(1).indices.flatten(1)
         ).view(-1, height, width)
         for run in refined.chunk(2, dim=1)
     )

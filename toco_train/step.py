@@ -15,6 +15,7 @@ from toco_train.cam import (
     PixelAdaptiveRefinement,
     inside_boxes,
     multi_scale_cam,
+    present_classes,
     refine_label,
     roi_mask,
     three_way_label,
@@ -133,15 +134,19 @@ class TokenContrast(nn.Module):
         use = {name: getattr(phase, name) and getattr(weights, name) > 0 for name in ("ptc", "ctc", "seg", "reg")}
         if not any(use.values()):
             return self._weighted(parts)
-        cam, aux_cam = multi_scale_cam(self.model, images, self._cam.scales, scale_one=(output.cam, output.aux_cam))
+        classes, present = present_classes(labels, batch.max_classes)
+        cam, aux_cam = multi_scale_cam(
+            self.model, images, self._cam.scales, scale_one=(output.cam, output.aux_cam), classes=classes
+        )
         if use["ptc"]:
-            parts["ptc"] = self._patch_token_contrast(output.patch_tokens, aux_cam, batch)
+            parts["ptc"] = self._patch_token_contrast(output.patch_tokens, aux_cam, present, batch)
         if use["ctc"]:
-            parts["ctc"] = self._class_token_contrast(output.cls_token, aux_cam, batch)
+            parts["ctc"] = self._class_token_contrast(output.cls_token, aux_cam, present, batch)
         if use["seg"] or use["reg"]:
-            pseudo_label = self._pseudo_label(cam if phase.pseudo_label == "cam" else aux_cam, batch)
+            own_cam = cam if phase.pseudo_label == "cam" else aux_cam
+            pseudo_label = self._pseudo_label(own_cam, present, classes, batch)
             logits = F.interpolate(
-                output.seg_logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False
+                output.seg_logits.float().contiguous(), size=images.shape[-2:], mode="bilinear", align_corners=False
             )
             if use["seg"]:
                 parts["seg"] = balanced_segmentation_loss(logits, pseudo_label)
@@ -158,17 +163,17 @@ class TokenContrast(nn.Module):
         """Scale uint8 images ``[B, 3, H, W]`` to [0, 1] and normalise each channel: float32."""
         return (images.float() / 255 - self._mean) / self._std
 
-    def _patch_token_contrast(self, patch_tokens: Tensor, aux_cam: Tensor, batch: Batch) -> Tensor:
+    def _patch_token_contrast(self, patch_tokens: Tensor, aux_cam: Tensor, present: Tensor, batch: Batch) -> Tensor:
         """Contrast final tokens by the relations that the auxiliary CAM suggests (METHOD.md, step 3)."""
         token_cam = F.interpolate(aux_cam, size=patch_tokens.shape[-2:], mode="bilinear", align_corners=False)
         boxes = torch.div(batch.boxes + self._to_whole_tokens, self.model.patch_size, rounding_mode="floor")
-        labels = three_way_label(token_cam, batch.image_labels, self._cam.low, self._cam.high, boxes)
+        labels = three_way_label(token_cam, present, self._cam.low, self._cam.high, boxes)
         return patch_token_contrast(patch_tokens, token_affinity(labels))
 
-    def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, batch: Batch) -> Tensor:
+    def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, present: Tensor, batch: Batch) -> Tensor:
         """Contrast the class tokens of local crops with those of the whole image (METHOD.md, step 4)."""
         config = self._contrast
-        roi = roi_mask(aux_cam, batch.image_labels, self._cam.low, self._cam.high)
+        roi = roi_mask(aux_cam, present, self._cam.low, self._cam.high)
         crops, positive = local_crops(
             self.normalise(batch.local),
             roi,
@@ -184,11 +189,11 @@ class TokenContrast(nn.Module):
         positive = torch.cat([positive.new_ones(len(positive), 2), positive], dim=1)
         return class_token_contrast(self.model.projection(views), teacher, positive, config.temperature)
 
-    def _pseudo_label(self, cam: Tensor, batch: Batch) -> Tensor:
+    def _pseudo_label(self, cam: Tensor, present: Tensor, classes: Tensor, batch: Batch) -> Tensor:
         """Refine a CAM to the label that the segmentation learns from (METHOD.md, step 5)."""
         return refine_label(
-            batch.view1.float() / 255, cam, batch.image_labels, self._cam.low, self._cam.high, batch.boxes,
-            self.refinement, max_classes=batch.max_classes,
+            batch.view1.float() / 255, cam, present, self._cam.low, self._cam.high, batch.boxes, self.refinement,
+            classes=classes,
         )  # fmt: skip
 
     def _dense_energy(self, logits: Tensor, pseudo_label: Tensor, batch: Batch) -> Tensor:

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.plain_schedule import PlainTokenContrast
+from benchmarks.plain_schedule import PlainTokenContrast, materialise_attention
 from tests.train.small_runs import give_a_small_projection
 from toco_train.backbone import ViTSpec
 from toco_train.data.loading import Batch
@@ -89,3 +90,19 @@ def test_the_plain_schedule_gives_our_gradients() -> None:
             assert own.grad is other.grad, name
             continue
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+def test_materialised_attention_scales_the_whole_matrix_as_published_and_mixes_as_ours() -> None:
+    model, images = _model().eval(), torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = model(images).seg_logits
+    materialise_attention(model)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        torch.testing.assert_close(model(images).seg_logits, expected, rtol=1e-4, atol=1e-5)
+    tokens, heads, depth = 1 + (SIZE // 8) ** 2, 2, 4
+    on_matrices = [event.key for event in seen.key_averages(group_by_input_shape=True)
+                   for _ in range(event.count) if event.input_shapes[:1] == [[2, heads, tokens, tokens]]]  # fmt: skip
+    assert {name: on_matrices.count(name) for name in ("aten::mul", "aten::softmax")} == {
+        "aten::mul": depth, "aten::softmax": depth,
+    }  # fmt: skip
+    assert "aten::scaled_dot_product_attention" not in {event.key for event in seen.key_averages()}

@@ -9,6 +9,7 @@ from toco_train.cam import (
     inside_boxes,
     label_from_cam,
     multi_scale_cam,
+    present_classes,
     refine_label,
     roi_mask,
     three_way_label,
@@ -83,6 +84,35 @@ def test_a_mirrored_image_has_the_mirrored_cam(tiny_model):
     mirrored, aux_mirrored = multi_scale_cam(tiny_model, images.flip(-1))
     assert torch.allclose(cam, mirrored.flip(-1), atol=1e-4)
     assert torch.allclose(aux_cam, aux_mirrored.flip(-1), atol=1e-4)
+
+
+def test_present_classes_come_first_and_the_busiest_image_says_how_many():
+    labels = torch.tensor([[0.0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
+    for known in (None, 2):
+        classes, present = present_classes(labels, known)
+        assert present.tolist() == [[True, True], [True, False], [False, False]]
+        assert classes[0].tolist() == [1, 3]
+        assert classes[1, 0] == 2
+    classes, present = present_classes(labels[2:])
+    assert classes.shape == (1, 1), "an image with nothing in it still has a map, for the code that takes a maximum"
+    assert not present.any()
+
+
+def test_the_maps_of_present_classes_are_those_among_all_and_give_the_same_labels(tiny_model):
+    torch.manual_seed(0)
+    images, labels = torch.randn(3, 3, 64, 96), torch.tensor([[0.0, 1, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]])
+    classes, present = present_classes(labels)
+    for every, some in zip(
+        multi_scale_cam(tiny_model, images), multi_scale_cam(tiny_model, images, classes=classes), strict=True
+    ):
+        for image in range(3):
+            torch.testing.assert_close(some[image], every[image, classes[image]])
+        assert torch.equal(roi_mask(every, labels, 0.25, 0.7), roi_mask(some, present, 0.25, 0.7))
+        boxes, par = torch.tensor([[0, 64, 0, 96]] * 3), PixelAdaptiveRefinement((1, 2), 3)
+        expected = refine_label(images.sigmoid(), every, labels, 0.25, 0.7, boxes, par)
+        refined = refine_label(images.sigmoid(), some, present, 0.25, 0.7, boxes, par, classes=classes)
+        assert torch.equal(refined, expected)
+        assert {2, 5, 4} <= set(expected.unique().tolist()), "all classes that there are can be seen"
 
 
 def test_cams_lie_in_zero_to_one_and_carry_no_gradient(tiny_model):
