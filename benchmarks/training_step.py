@@ -59,9 +59,9 @@ Variants take turns, step by step, in {processes}; each step is timed from the h
 and after: {repeats} rounds in a process after {warmup_steps} warm-up steps. Speed: the first variant's step divided by
 this one's. plain: the published order of computation (benchmarks/plain_schedule.py), same loss functions, PyTorch's own
 linear layers; onednn: with ours in it (toco_train/token_linear.py), so that only the order differs; materialised:
-attention without a fused kernel; fp32: TF32 off; tf32: on for products and convolutions; bf16: autocast; compiled:
-torch.compile of the ViT blocks, one graph a shape; graph: forward and backward replayed as one CUDA graph;
-checkpointed: activations computed again in the backward pass.
+attention's matrix written out and scaled as a whole, as published; fp32: TF32 off; tf32: on for products and
+convolutions; bf16: autocast; compiled: torch.compile of the ViT blocks, one graph a shape; graph: forward and backward
+replayed as one CUDA graph; checkpointed: activations computed again in the backward pass.
 FLOPs: multiply-adds times 2 of products and convolutions, counted on one step with attention written out (so nothing
 that a fused kernel or a checkpoint recomputes counts; those of Triton's kernels, the dense energy and PAR on a GPU, are
 not). Peak: a square product of the same type, the median of one
