@@ -334,6 +334,7 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
     runs = [F.pad(scores, (0, 0, 0, 0, 1, 0), value=threshold) for threshold in (high, low)]
     maps = torch.cat([run.masked_fill(~known, -torch.inf).softmax(dim=1) for run in runs], dim=1)
     refined = refinement(half_images, maps)
+    # max and not argmax, which is many times slower over this dimension on a CPU
     cautious, generous = (
         labels.gather(
             1, F.interpolate(run, size=(height, width), mode="bilinear", align_corners=False).max(1).indices.flatten(1)

@@ -145,6 +145,7 @@ class TokenContrast(nn.Module):
         if use["seg"] or use["reg"]:
             own_cam = cam if phase.pseudo_label == "cam" else aux_cam
             pseudo_label = self._pseudo_label(own_cam, present, classes, batch)
+            # The decoder's are channels last: large, each loss would copy them.
             logits = F.interpolate(
                 output.seg_logits.float().contiguous(), size=images.shape[-2:], mode="bilinear", align_corners=False
             )
