@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reports import markdown_table
-from toco.command import run_command
+from benchmarks.harness.provenance import markdown_table
+from toco.cli import run_command
 from toco.errors import ConfigError
 
 CELL = ("backend", "size", "batch")  # what tells the cells of a list apart

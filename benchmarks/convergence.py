@@ -20,17 +20,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
-from toco.command import run_command
+from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from toco.charts import Curve, curve_chart, save_figure
+from toco.cli import run_command
 from toco.errors import TocoError
-from toco_train.charts import Curve, curve_chart, save_figure
 from toco_train.config import load_config
-from toco_train.history import History, read_history
-from toco_train.history_charts import MASKS
-from toco_train.model import CONFIG_FILE
-from toco_train.run_folder import METRICS_FILE, SAMPLES_FOLDER
-from toco_train.shapes.cli import make_dataset
-from toco_train.shapes.voc import Recipe
+from toco_train.reports.history_charts import MASKS
+from toco_train.runs.history import History, read_history
+from toco_train.runs.layout import CONFIG_FILE, METRICS_FILE, SAMPLES_FOLDER
+from toco_train.shapes.voc import Recipe, make_dataset
 
 SIZE = 192  # 12 x 12 tokens, as the demo has
 

@@ -23,26 +23,26 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 from torchvision import transforms as v1
 from torchvision.transforms import functional, v2
 from torchvision.transforms.v2 import functional as TF
 
-import toco_train.data.augment
-import toco_train.data.loading
-from benchmarks.phase_clock import PhaseClock
-from benchmarks.processes import Found, add_processes_argument, in_processes, in_words
-from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
-from benchmarks.runner import SPREAD, interleaved, ratio_cell, spread_cell
-from toco.command import run_command
-from toco_train.data.augment import Augmentation, AugmentationConfig, Views, _blurred
-from toco_train.data.classes import ClassList
-from toco_train.data.loading import training_batches
-from toco_train.data.source import DataSource, Sample
+import toco_train.data.augmentation
+import toco_train.data.loader
+from benchmarks.harness.phase_clock import PhaseClock
+from benchmarks.harness.pictures import SIZE, write_pictures
+from benchmarks.harness.processes import Found, add_processes_argument, in_processes, in_words
+from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.timing import SPREAD, interleaved, ratio_cell, spread_cell
+from toco.cli import run_command
+from toco_train.config import AugmentationConfig
+from toco_train.data.augmentation import Augmentation, Views, _blurred
+from toco_train.data.loader import training_batches
+from toco_train.data.source import DataSource
 
 BATCH_SIZE = 4
 WARMUP = 2
-SIZE = (500, 375)
 CPU = torch.device("cpu")
 STAGES = {
     "decode": ("read_image",),
@@ -63,7 +63,7 @@ CPU seconds of one thread (what else the machine does falls out, but for its cac
 {processes}: {rounds} batches of {batch} images each in a process, after {warmup} for warming up; the same images in the
 same order for all. Images a second per worker: the batch's images by that median. v1: Pillow pictures, torchvision's v1
 transforms, a rescale of the whole picture before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in
-the second row Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augment.
+the second row Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augmentation.
 Stages: {rounds} more batches with every call timed, mean milliseconds an image; the views are drawn at random, so a
 stage that is skipped now and then costs more when it runs. Last table: one call on a picture of the crop's size."""
 
@@ -162,24 +162,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_pictures(folder: Path, number: int) -> DataSource:
-    """Write photographs of a sort: smooth colours, hard edges and grain."""
-    draw = np.random.default_rng(0)
-    samples = []
-    for index in range(number):
-        coarse = Image.fromarray(draw.integers(256, size=(8, 10, 3), dtype=np.uint8))
-        picture = coarse.resize(SIZE, Image.Resampling.BICUBIC)
-        pen = ImageDraw.Draw(picture)
-        for _ in range(12):
-            x, y, width, height = draw.integers((0, 0, 20, 20), (*SIZE, 200, 200)).tolist()
-            pen.ellipse((x, y, x + width, y + height), fill=tuple(draw.integers(256, size=3).tolist()))
-        grain = draw.normal(0, 9, size=(*SIZE[::-1], 3))
-        path = folder / f"{index}.jpg"
-        Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)).save(path, quality=93)
-        samples.append(Sample(name=str(index), image=path, labels=(1 + index % 2,)))
-    return DataSource("folder", folder, ClassList(classes=("a", "b")), tuple(samples), (), description="drawn")
-
-
 def measure(source: DataSource, crop_size: int, rounds: int, processes: int) -> dict[str, Any]:
     """Time whole batches against each other, then in this process their stages and single calls."""
     *_, seconds = in_processes(processes, batch_seconds, source, crop_size, rounds)
@@ -246,8 +228,8 @@ def stages_timed(clock: PhaseClock) -> Iterator[None]:
     parts = [
         *((functional, name) for name in stage_of if hasattr(functional, name)),
         *((TF, name) for name in ("resize", "pad", "crop", "pil_to_tensor")),
-        *((toco_train.data.augment, name) for name in ("_part_of_resized", "_blurred")),
-        *((toco_train.data.loading, name) for name in ("read_image", "_collate")),
+        *((toco_train.data.augmentation, name) for name in ("_part_of_resized", "_blurred")),
+        *((toco_train.data.loader, name) for name in ("read_image", "_collate")),
         (Image.Image, "filter"),
     ]
     with ExitStack() as stack:

@@ -25,22 +25,21 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.reports import cpu_name
+from benchmarks.harness.provenance import cpu_name
 from toco import __version__
-from toco.command import run_command
+from toco.cli import run_command
 from toco.errors import TocoError
 from toco.files import write_atomic
+from toco.images import read_image
 from toco.manifest import Manifest, read_manifest
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.config import load_config
 from toco_train.data.opening import open_source
-from toco_train.data.pictures import read_image
-from toco_train.data.source import DataSource, Sample, read_mask, with_masks
-from toco_train.evaluation import confusion_counts, mean_iou
-from toco_train.model import load_run
-from toco_train.pictures import PREDICTION_TITLES, prediction_row, save_grid
-from toco_train.prediction import predict
-from toco_train.validation import spread
+from toco_train.data.source import DataSource, Sample, read_mask, spread, with_masks
+from toco_train.evaluation.metrics import confusion_counts, mean_iou
+from toco_train.inference.predict import predict
+from toco_train.inference.preview import PREDICTION_TITLES, prediction_row, save_grid
+from toco_train.runs.load import load_run
 
 NO_CLASS_FOLDER = "Free"
 PICTURE_ROWS = 6

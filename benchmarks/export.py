@@ -24,16 +24,17 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from benchmarks.data_loading import write_pictures
-from benchmarks.processes import Found, in_another
-from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
-from benchmarks.runner import SPREAD, Series, spread_cell
-from benchmarks.training_step import recipe
-from toco.command import run_command
+from benchmarks.cases.recipe import recipe
+from benchmarks.harness.pictures import write_pictures
+from benchmarks.harness.processes import Found, in_another
+from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.timing import SPREAD, Series, spread_cell
+from toco.cli import run_command
 from toco.errors import ExportError
 from toco.manifest import read_manifest
 from toco_export.config import ExportConfig
-from toco_train.model import CONFIG_FILE, WEIGHTS_FILE, ToCo
+from toco_train.models.toco import ToCo
+from toco_train.runs.layout import CONFIG_FILE, WEIGHTS_FILE
 
 CPU = torch.device("cpu")
 STAGE = re.compile(r"^([a-z]+) +(\d+\.\d) s  ", re.MULTILINE)

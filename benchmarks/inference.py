@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.backends import BACKENDS, SLOW_ON_A_CPU, WARMUP_CALLS, Bench, Prepared, noise
-from benchmarks.inference_charts import grid_chart, roofline_chart
-from benchmarks.inference_report import as_markdown
-from benchmarks.peaks import Roofline, gemm_peak, memory_peak
-from benchmarks.processes import Found, add_processes_argument, in_processes
-from benchmarks.reports import one_line, provenance, save_report
-from benchmarks.runner import Series, interleaved, warm_up
-from benchmarks.training_step import add_network_arguments
-from toco.command import run_command
+from benchmarks.cases.backends import BACKENDS, SLOW_ON_A_CPU, WARMUP_CALLS, Bench, Prepared, noise
+from benchmarks.cases.recipe import add_network_arguments
+from benchmarks.harness.peaks import Roofline, gemm_peak, memory_peak
+from benchmarks.harness.processes import Found, add_processes_argument, in_processes
+from benchmarks.harness.provenance import one_line, provenance, save_report
+from benchmarks.harness.timing import Series, interleaved, warm_up
+from benchmarks.reports.inference_charts import grid_chart, roofline_chart
+from benchmarks.reports.inference_tables import as_markdown
+from toco.charts import save_figure
+from toco.cli import run_command
 from toco.manifest import Profile, Shape
 from toco.memory import available_memory
-from toco_train.charts import save_figure
 
 MIN_CALLS, MAX_CALLS = 8, 200
 MIN_CALLS_FOR_P99 = 50

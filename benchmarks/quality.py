@@ -27,15 +27,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.reports import markdown_table, provenance, provenance_text, save_report
-from toco.command import run_command
+from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from toco.charts import save_figure
+from toco.cli import run_command
 from toco.errors import TocoError
-from toco_train.analysis import BlockSimilarity, run_subject, similarity_by_block
-from toco_train.charts import save_figure, similarity_chart
+from toco_train.analysis.figures import similarity_chart
+from toco_train.analysis.token_similarity import BlockSimilarity, run_subject, similarity_by_block
 from toco_train.config import load_config
 from toco_train.data.opening import open_source
-from toco_train.model import CONFIG_FILE, load_run
-from toco_train.run_folder import METRICS_FILE
+from toco_train.runs.layout import CONFIG_FILE, METRICS_FILE
+from toco_train.runs.load import load_run
 
 SETTINGS = ("--evaluation.every", "1000000", "--checkpoint.every", "100")  # scored at the last step alone
 _BATCH_SIZE = 12

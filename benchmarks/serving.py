@@ -24,26 +24,26 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from benchmarks.backends import CPU, noise
-from benchmarks.load import Load, closed_loop, open_loop
-from benchmarks.peaks import gemm_peak
-from benchmarks.perf_analyzer import second_opinion
-from benchmarks.processes import Found, add_processes_argument, in_processes
-from benchmarks.reports import provenance, save_report
-from benchmarks.runner import Series, interleaved, warm_up
-from benchmarks.serving_report import as_markdown, load_chart
-from benchmarks.training_step import add_network_arguments, recipe
-from toco.command import run_command
+from benchmarks.cases.backends import CPU, noise
+from benchmarks.cases.recipe import add_network_arguments, recipe
+from benchmarks.harness.load import Load, closed_loop, open_loop
+from benchmarks.harness.peaks import gemm_peak
+from benchmarks.harness.perf_analyzer import second_opinion
+from benchmarks.harness.processes import Found, add_processes_argument, in_processes
+from benchmarks.harness.provenance import provenance, save_report
+from benchmarks.harness.timing import Series, interleaved, warm_up
+from benchmarks.reports.serving import as_markdown, load_chart
+from toco.charts import save_figure
+from toco.cli import run_command
 from toco.errors import TocoError
 from toco_export.config import ExportConfig, resolve_profile
-from toco_export.conversion import convert
-from toco_export.description import describe_artefact, describe_export
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, exported_model
-from toco_export.onnx_file import export_onnx
+from toco_export.onnx.file import export_onnx
+from toco_export.onnx.half_precision import convert
+from toco_export.pipeline.description import describe_artefact, describe_export
 from toco_export.repository import artefact_folder, complete_repository
 from toco_serve import Client, EmbeddedTriton, Ports
-from toco_train.charts import save_figure
-from toco_train.model import ToCo
+from toco_train.models.toco import ToCo
 
 PHOTOGRAPH_SIDE = 1100  # square, so that toco_image asks for the very size that is timed in process
 WARMUP_CALLS = 5

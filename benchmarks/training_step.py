@@ -20,12 +20,8 @@ import numpy as np
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.peaks import Precision, gemm_peak
-from benchmarks.processes import Found, add_processes_argument, in_another, in_processes, in_words
-from benchmarks.reports import markdown_table, one_line, provenance, provenance_text, save_report
-from benchmarks.runner import SPREAD, Series, interleaved, ratio_cell, spread_cell, synchronise, warm_up
-from benchmarks.step_parts import (
-    NUM_CLASSES,
+from benchmarks.cases.recipe import add_network_arguments, recipe
+from benchmarks.cases.training_run import (
     Schedule,
     TrainingRun,
     Variant,
@@ -34,10 +30,14 @@ from benchmarks.step_parts import (
     phase_flops,
     phase_seconds,
 )
-from toco.command import run_command
+from benchmarks.harness.peaks import Precision, gemm_peak
+from benchmarks.harness.processes import Found, add_processes_argument, in_another, in_processes, in_words
+from benchmarks.harness.provenance import markdown_table, one_line, provenance, provenance_text, save_report
+from benchmarks.harness.timing import SPREAD, Series, interleaved, ratio_cell, spread_cell, synchronise, warm_up
+from toco.cli import run_command
 from toco.memory import peak_memory
-from toco_train.config import TrainConfig, load_config
-from toco_train.model import ToCo
+from toco_train.config import TrainConfig
+from toco_train.models.toco import ToCo
 
 WARMUP_STEPS = 2
 VARIANTS = {
@@ -57,11 +57,11 @@ VARIANTS = {
 METHOD = """\
 Variants take turns, step by step, in {processes}; each step is timed from the host with the device synchronised before
 and after: {repeats} rounds in a process after {warmup_steps} warm-up steps. Speed: the first variant's step divided by
-this one's. plain: the published order of computation (benchmarks/plain_schedule.py), same loss functions, PyTorch's own
-linear layers; onednn: with ours in it (toco_train/token_linear.py), so that only the order differs; materialised:
-attention's matrix written out and scaled as a whole, as published; fp32: TF32 off; tf32: on for products and
-convolutions; bf16: autocast; compiled: torch.compile of the ViT blocks, one graph a shape; graph: forward and backward
-replayed as one CUDA graph; checkpointed: activations computed again in the backward pass.
+this one's. plain: the published order of computation (benchmarks/cases/published_step.py), same loss functions,
+PyTorch's own linear layers; onednn: with ours in it (toco_train/kernels/token_linear.py), so that only the order
+differs; materialised: attention's matrix written out and scaled as a whole, as published; fp32: TF32 off; tf32: on for
+products and convolutions; bf16: autocast; compiled: torch.compile of the ViT blocks, one graph a shape; graph:
+forward and backward replayed as one CUDA graph; checkpointed: activations computed again in the backward pass.
 FLOPs: multiply-adds times 2 of products and convolutions, counted on one step with attention written out (so nothing
 that a fused kernel or a checkpoint recomputes counts; those of Triton's kernels, the dense energy and PAR on a GPU, are
 not). Peak: a square product of the same type, the median of one
@@ -102,21 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.report:
         save_report(arguments.report, result, text)
     return 0
-
-
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say what runs where."""
-    parser.add_argument("--backbone", default="demo", help="timm name, or 'demo' for the small ViT of that preset")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-
-
-def recipe(backbone: str, *, size: int | None = None, batch: int | None = None) -> TrainConfig:
-    """Return the demo preset, or the published recipe with a timm backbone; random weights in both."""
-    flags: dict[str, Any] = {"model.pretrained": False, "model.classes": [f"class{i}" for i in range(NUM_CLASSES)]}
-    flags |= {} if backbone == "demo" else {"model.backbone": backbone}
-    flags |= {} if size is None else {"model.image_size": size}
-    flags |= {} if batch is None else {"batch_size": batch}
-    return load_config("demo" if backbone == "demo" else None, None, flags)
 
 
 def measure(

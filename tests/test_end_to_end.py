@@ -11,10 +11,10 @@ from PIL import Image
 from toco.manifest import read_manifest
 from toco_export.cli import main as toco_export
 from toco_serve import Client, EmbeddedTriton, Ports
-from toco_train.cli import main as toco_train
-from toco_train.data.voc import VOC_CLASSES
-from toco_train.eval_cli import main as toco_eval
-from toco_train.shapes import main as toco_shapes
+from toco_train.commands.evaluate import main as toco_eval
+from toco_train.commands.shapes import main as toco_shapes
+from toco_train.commands.train import main as toco_train
+from toco_train.data.readers.voc import VOC_CLASSES
 
 VOC_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "voc-sample"
 SHAPES_AS_VOC = dict(zip(("turtle", "crab", "camera", "gift", "daisy", "grape"), VOC_CLASSES, strict=False))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from toco.command import CommandParser, print_error, run_command
+from toco.cli import CommandParser, print_error, run_command
 from toco.config import parse_config
 from toco.errors import ConfigError
 from toco.manifest import Shape
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(argv))
     from rich.console import Console  # noqa: PLC0415 (after parsing: --help must not wait for torch)
 
-    from toco_export.pipeline import export_run  # noqa: PLC0415
-    from toco_export.verification import ParityError  # noqa: PLC0415
+    from toco_export.parity.verification import ParityError  # noqa: PLC0415
+    from toco_export.pipeline.run import export_run  # noqa: PLC0415
 
     run = options.pop("run")
     repository = options.pop("repository", run / "repository")

@@ -11,8 +11,8 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toco_train.backbone import Backbone
-from toco_train.model import ToCo
+from toco_train.models.toco import ToCo
+from toco_train.models.vit import Backbone
 
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("mask", "confidence")

@@ -59,7 +59,7 @@ def complete_repository(folder: Path, manifest: Manifest) -> None:
         if config.backend == "python":
             code = resources.files("triton_models") / name / str(VERSION) / "model.py"
             (version / "model.py").write_bytes(code.read_bytes())
-    run_lengths = resources.files("toco") / "run_lengths.py"
+    run_lengths = resources.files("toco") / "rle.py"
     (folder / IMAGE_MODEL / str(VERSION) / "run_lengths.py").write_bytes(run_lengths.read_bytes())
     write_manifest(folder, manifest)
 

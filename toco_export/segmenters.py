@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toco.errors import ExportError
 from toco.palette import UInt8Array
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, answer
-from toco_export.simplify import LOGITS_NAME
+from toco_export.onnx.simplify import LOGITS_NAME
 
 aten = torch.ops.aten
 HALVES = frozenset({torch.float16, torch.bfloat16})

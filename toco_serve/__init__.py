@@ -4,25 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toco_serve.async_client import AsyncClient
-    from toco_serve.client import Client
-    from toco_serve.connection import Tls
-    from toco_serve.ports import Ports
-    from toco_serve.retry import Retry
-    from toco_serve.segmentation import Outcome, Segmentation
-    from toco_serve.server import EmbeddedTriton
+    from toco_serve.client.async_client import AsyncClient
+    from toco_serve.client.client import Client
+    from toco_serve.client.connection import Tls
+    from toco_serve.client.retry import Retry
+    from toco_serve.client.segmentation import Outcome, Segmentation
+    from toco_serve.server.embedded import EmbeddedTriton
+    from toco_serve.server.ports import Ports
 
 __all__ = ["AsyncClient", "Client", "EmbeddedTriton", "Outcome", "Ports", "Retry", "Segmentation", "Tls"]
 
 _HOMES = {
-    "AsyncClient": "toco_serve.async_client",
-    "Client": "toco_serve.client",
-    "EmbeddedTriton": "toco_serve.server",
-    "Outcome": "toco_serve.segmentation",
-    "Ports": "toco_serve.ports",
-    "Retry": "toco_serve.retry",
-    "Segmentation": "toco_serve.segmentation",
-    "Tls": "toco_serve.connection",
+    "AsyncClient": "toco_serve.client.async_client",
+    "Client": "toco_serve.client.client",
+    "EmbeddedTriton": "toco_serve.server.embedded",
+    "Outcome": "toco_serve.client.segmentation",
+    "Ports": "toco_serve.server.ports",
+    "Retry": "toco_serve.client.retry",
+    "Segmentation": "toco_serve.client.segmentation",
+    "Tls": "toco_serve.client.connection",
 }
 
 

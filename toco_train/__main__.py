@@ -2,6 +2,6 @@
 
 import sys
 
-from toco_train.cli import main
+from toco_train.commands.train import main
 
 sys.exit(main(None))

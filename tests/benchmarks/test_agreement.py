@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.agreement import main
-from benchmarks.runner import Series
+from benchmarks.harness.timing import Series
 from toco.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import convergence
 from toco.errors import TocoError
-from toco_train.cli import _parse
+from toco_train.commands.train import _parse
 
 
 def _line(step: int, cam: float, seg: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.data_loading import STAGES, main, variants
-from toco_train.data.augment import AugmentationConfig
+from toco_train.config import AugmentationConfig
 
 SIZE = 32
 NUM_DRAWS = 250

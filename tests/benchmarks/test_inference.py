@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import backends, inference
-from benchmarks.backends import Bench, noise
+from benchmarks import inference
+from benchmarks.cases import backends
+from benchmarks.cases.backends import Bench, noise
+from benchmarks.harness.peaks import Roofline
+from benchmarks.harness.timing import Series
 from benchmarks.inference import Grid, as_json, main, profile_of, summary
-from benchmarks.inference_report import as_markdown
-from benchmarks.peaks import Roofline
-from benchmarks.runner import Series
+from benchmarks.reports.inference_tables import as_markdown
 from toco_export.graph import OUTPUT_NAMES
 
 CPU = torch.device("cpu")

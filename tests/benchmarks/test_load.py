@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from benchmarks.load import Load, closed_loop, open_loop
+from benchmarks.harness.load import Load, closed_loop, open_loop
 from toco.errors import ServeError
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import peaks
-from benchmarks.peaks import Roofline, gemm_peak, memory_peak
+from benchmarks.harness import peaks
+from benchmarks.harness.peaks import Roofline, gemm_peak, memory_peak
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import perf_analyzer
-from benchmarks.perf_analyzer import second_opinion
+from benchmarks.harness import perf_analyzer
+from benchmarks.harness.perf_analyzer import second_opinion
 
 TABLE = """\
 Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,\

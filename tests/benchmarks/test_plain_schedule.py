@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.plain_schedule import PlainTokenContrast, materialise_attention
+from benchmarks.cases.published_step import PlainTokenContrast, materialise_attention
 from tests.train.small_runs import give_a_small_projection
-from toco_train.backbone import ViTSpec
-from toco_train.data.loading import Batch
-from toco_train.model import ModelConfig, ToCo
-from toco_train.step import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig, TokenContrast
+from toco_train.config import CamConfig, ContrastConfig, LossWeights, ModelConfig, Phase, RegularizationConfig, ViTSpec
+from toco_train.data.loader import Batch
+from toco_train.method.objective import TokenContrast
+from toco_train.models.toco import ToCo
 
 SIZE = 64
 STEPS = 20

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import in_processes, merged
-from benchmarks.runner import Series
+from benchmarks.harness.processes import in_processes, merged
+from benchmarks.harness.timing import Series
 from toco.errors import ConfigError, TocoError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.agreement import overlap
-from benchmarks.runner import Series, _rank, interleaved, ratio_cell, spread_cell, warm_up
+from benchmarks.harness.timing import Series, _rank, interleaved, ratio_cell, spread_cell, warm_up
 
 CPU = torch.device("cpu")
 SEEDS = range(40)

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from benchmarks import training_step
-from benchmarks.reports import provenance
-from benchmarks.step_parts import TrainingRun, Variant, noise_batch, phase_flops
+from benchmarks.cases.training_run import TrainingRun, Variant, noise_batch, phase_flops
+from benchmarks.harness.provenance import provenance
 from tests.train.small_runs import give_a_small_projection
 from toco.memory import peak_memory
-from toco_train.backbone import ViTSpec
-from toco_train.config import TrainConfig
-from toco_train.model import ToCo
-from toco_train.token_linear import TokenLinear
+from toco_train.config import TrainConfig, ViTSpec
+from toco_train.kernels.token_linear import TokenLinear
+from toco_train.models.toco import ToCo
 
 CPU = torch.device("cpu")
 PHASES = {"forward", "CAM", "PAR and label", "dense energy", "other losses", "backward", "optimiser"}

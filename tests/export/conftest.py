@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_run import CONFIG, PALETTE, Exported, colour_blocks, fit_to_colours
 
-from toco_export import export
 from toco_export.cli import main
+from toco_export.pipeline import export
 from toco_train.data.classes import ClassList, write_classes
-from toco_train.model import ToCo, load_run
+from toco_train.models.toco import ToCo
+from toco_train.runs.load import load_run
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco_train.backbone import ViTSpec
-from toco_train.model import ModelConfig, ToCo
+from toco_train.config import ModelConfig, ViTSpec
+from toco_train.models.toco import ToCo
 
 PATCH, SIDE, BLOCK = 8, 64, 16
 PALETTE = ((0, 0, 0), (230, 25, 75), (60, 180, 75), (0, 130, 200))

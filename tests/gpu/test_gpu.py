@@ -18,27 +18,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toco_export.config import ExportConfig, resolve_profile
-from toco_export.conversion import convert
-from toco_export.engine import build_engine
 from toco_export.graph import ServedModel, exported_model
-from toco_export.onnx_file import export_onnx
-from toco_export.reduced import reduced_model
-from toco_train.backbone import ViTSpec
-from toco_train.cam import PixelAdaptiveRefinement
-from toco_train.data.loading import Batch
-from toco_train.graphed_step import GraphedStep
-from toco_train.losses import dense_energy_loss
-from toco_train.model import ModelConfig, ToCo
-from toco_train.optimization import OptimizerConfig, build_optimizer
-from toco_train.step import (
+from toco_export.onnx.file import export_onnx
+from toco_export.onnx.half_precision import convert
+from toco_export.onnx.reduced import reduced_model
+from toco_export.tensorrt.builder import build_engine
+from toco_train.config import (
     CamConfig,
     ContrastConfig,
-    Losses,
     LossWeights,
+    ModelConfig,
+    OptimizerConfig,
     Phase,
     RegularizationConfig,
-    TokenContrast,
+    ViTSpec,
 )
+from toco_train.data.loader import Batch
+from toco_train.method.losses import dense_energy_loss
+from toco_train.method.objective import Losses, TokenContrast
+from toco_train.method.par import PixelAdaptiveRefinement
+from toco_train.models.toco import ToCo
+from toco_train.training.cuda_graph import GraphedStep
+from toco_train.training.optimizer import build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.train.small_runs import last_checkpoint, make_small, metrics, small_shapes, tensors, train
-from toco_train.cli import main
-from toco_train.display import TrainingDisplay
+from toco_train.commands.display import TrainingDisplay
+from toco_train.commands.train import main
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toco.config import dump_yaml
-from toco_train.backbone import ViTSpec
-from toco_train.config import load_config
+from toco_train.commands.shapes import main as toco_shapes
+from toco_train.config import ModelConfig, ViTSpec, load_config
 from toco_train.data.opening import open_source
-from toco_train.model import ModelConfig, ToCo
-from toco_train.shapes import main as toco_shapes
+from toco_train.models.toco import ToCo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TINY_VIT = ViTSpec(image_size=64, patch_size=16, width=48, depth=4, num_heads=3)

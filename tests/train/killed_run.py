@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tests.train.small_runs import make_small
-from toco_train import engine  # noqa: F401  (for the server to have)
-from toco_train.cli import main
+from toco_train.commands.train import main
+from toco_train.training import loop as engine  # noqa: F401  (for the server to have)
 
 
 def start(
@@ -52,8 +52,8 @@ def _run(argv: list[str], output: Path, largest_file: int, environment: Mapping[
     torch.set_num_threads(1)
     monkeypatch = pytest.MonkeyPatch()
     make_small(monkeypatch)
-    monkeypatch.setattr("toco_train.cli._SECONDS_TO_SPEAK", 0.0)
-    monkeypatch.setattr("toco_train.checkpoint.save_file", _save_slowly)
+    monkeypatch.setattr("toco_train.commands.train._SECONDS_TO_SPEAK", 0.0)
+    monkeypatch.setattr("toco_train.training.checkpoint.save_file", _save_slowly)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     sys.exit(main(argv))
 

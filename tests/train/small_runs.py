@@ -16,9 +16,9 @@ from torch import Tensor
 
 from toco.files import atomic_path
 from toco.palette import UInt8Array
-from toco_train.cli import main
-from toco_train.heads import ProjectionHead
-from toco_train.shapes import main as toco_shapes
+from toco_train.commands.shapes import main as toco_shapes
+from toco_train.commands.train import main
+from toco_train.models.projection import ProjectionHead
 
 SETTINGS = {
     "model.backbone": "{image_size: 32, patch_size: 8, width: 24, depth: 3, num_heads: 2}",
@@ -41,14 +41,14 @@ SETTINGS = {
 def give_a_small_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build networks with a small projection head: the usual one is most of a tiny network."""
     small = functools.partial(ProjectionHead, hidden_dim=16, bottleneck_dim=8, out_dim=16)
-    monkeypatch.setattr("toco_train.model.ProjectionHead", small)
+    monkeypatch.setattr("toco_train.models.toco.ProjectionHead", small)
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take out what a tiny run spends most of its time on: the usual projection head, and drawing with matplotlib."""
     give_a_small_projection(monkeypatch)
-    monkeypatch.setattr("toco_train.cli._report", lambda *_: None)
-    monkeypatch.setattr("toco_train.run_folder.save_grid", _save_first_picture)
+    monkeypatch.setattr("toco_train.commands.train._report", lambda *_: None)
+    monkeypatch.setattr("toco_train.training.run_folder.save_grid", _save_first_picture)
 
 
 def _save_first_picture(path: Path, rows: Sequence[Sequence[UInt8Array]], *_: object, **__: object) -> None:

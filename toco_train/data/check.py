@@ -17,9 +17,8 @@ from PIL import Image
 
 from toco.config import FrozenModel
 from toco.errors import DataError
+from toco.images import opened, orientation, to_rgb, upright
 from toco.palette import IGNORE_INDEX, UInt8Array
-from toco.pictures import orientation, to_rgb, upright
-from toco_train.data.pictures import opened
 from toco_train.data.source import DataSource, Sample, read_mask
 
 ENORMOUS_PIXELS = 25_000_000

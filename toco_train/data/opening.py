@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
-
-from toco.config import FrozenModel
 from toco.errors import DataError
-from toco_train.data.coco import is_coco, open_coco
-from toco_train.data.folder import IMAGES_FOLDER, class_folders, open_class_folders, open_labelled_folder
-from toco_train.data.label_table import LABELS_FILE
+from toco_train.config import DataConfig
+from toco_train.data.readers.coco import is_coco, open_coco
+from toco_train.data.readers.folder import IMAGES_FOLDER, class_folders, open_class_folders, open_labelled_folder
+from toco_train.data.readers.label_table import LABELS_FILE
+from toco_train.data.readers.voc import is_voc, open_voc
 from toco_train.data.source import DataSource
 from toco_train.data.splitting import SplitRule
-from toco_train.data.voc import is_voc, open_voc
 
 _LAYOUTS = (
     f"a VOC devkit (JPEGImages, Annotations, ImageSets), COCO (annotations/instances_*.json), {IMAGES_FOLDER}/ with "
@@ -22,21 +20,6 @@ _LAYOUTS = (
 _NO_CLASS, _GROUP_BY = ("no_class", "--no-class"), ("group_by", "--group-by")
 _COCO_YEAR = ("coco_year", "--data.coco_year")
 _SHOWN = 6  # entries of a folder, in a complaint about it
-
-
-class DataConfig(FrozenModel):
-    """Where the images are and how they are read."""
-
-    path: str = Field(
-        "", description="A VOC devkit, COCO, images/ with labels.csv, or a folder with one sub-folder per class."
-    )
-    no_class: str | None = Field(None, description="Sub-folder or class that means that nothing is in the image.")
-    group_by: str | None = Field(
-        None, description="Regular expression on file names; images with the same first group (or match) share a split."
-    )
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="Share held back where the data has no split of its own.")
-    coco_year: int | None = Field(None, description="Which COCO, where the folder holds several years.")
-    num_workers: int = Field(2, ge=0, description="Processes that read and augment images.")
 
 
 def open_source(config: DataConfig, *, seed: int, allow_missing: bool = False) -> DataSource:

@@ -1,5 +1,1 @@
 """A synthetic data set that poses the problem of weak supervision: shared bodies, telling parts, telling backdrops."""
-
-from toco_train.shapes.cli import main
-
-__all__ = ["main"]

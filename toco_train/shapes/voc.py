@@ -8,6 +8,7 @@ import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +16,19 @@ import numpy as np
 import yaml
 from PIL import Image
 from pydantic import Field
+from rich.console import Console
+from rich.progress import track
 
 from toco.config import FrozenModel
+from toco.errors import DataError
+from toco.files import atomic_folder
 from toco.palette import mask_png
 from toco_train.shapes.canvas import BoolArray
 from toco_train.shapes.config import SceneConfig
 from toco_train.shapes.objects import CLASS_NAMES
 from toco_train.shapes.plan import SceneObject
 from toco_train.shapes.scene import Scene, make_scene
+from toco_train.shapes.sheet import COLUMNS, ROWS, save_contact_sheet
 
 DRAWING_VERSION = 1
 """To be raised when a change of the drawing code makes other pictures from the same recipe."""
@@ -144,3 +150,24 @@ def _add(parent: ET.Element, **values: str | int) -> None:
 
 def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def make_dataset(out: Path, recipe: Recipe, num_workers: int = 1) -> None:
+    """Draw and write a data set; the folder appears whole or not at all.
+
+    Raises:
+        DataError: The folder cannot be written, or a worker process died.
+    """
+    console = Console(stderr=True)
+    try:
+        with atomic_folder(out) as folder:
+            images = write_images(folder, recipe, num_workers)
+            progress = track(images, "drawing scenes", total=recipe.images, console=console, transient=True)
+            write_lists(folder, recipe, list(progress))
+            shown = range(min(COLUMNS * ROWS, recipe.images))
+            save_contact_sheet(folder / "contact_sheet.png", [recipe.make_scene(index) for index in shown])
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write {out}: {reason}; give a folder that can be created and written to") from error
+    except BrokenProcessPool as error:
+        raise DataError(f"a worker process died before {out} was complete (memory?); try --workers 1") from error

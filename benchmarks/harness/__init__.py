@@ -1,0 +1,1 @@
+"""Measuring: timing in turns, fresh processes, load, peaks of the machine, provenance."""

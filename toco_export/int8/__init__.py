@@ -1,0 +1,1 @@
+"""Calibration, and linear layers in int8."""

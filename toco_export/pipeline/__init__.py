@@ -1,0 +1,1 @@
+"""The export from beginning to end: load, trace, convert, build, verify, place."""

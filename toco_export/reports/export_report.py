@@ -1,0 +1,146 @@
+"""The report of an export: ``export_report.html`` and ``.md``, each whole in itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from toco.files import write_atomic
+from toco.html import page, table
+from toco.manifest import Manifest, Parity
+from toco_export.parity.verification import Verification
+from toco_export.reports.pictures import comparison_strip
+
+HTML_FILE, MARKDOWN_FILE = "export_report.html", "export_report.md"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An export, and all that must be known to judge it.
+
+    Attributes:
+        manifest: What was exported.
+        verification: What was compared.
+        notes: For each artefact, by file name, what is worth saying of it, in sentences.
+        required: Share of equal pixels that each candidate must reach, by its name.
+        seconds: Time of each stage.
+        peak_bytes: Most memory that the export used, where the system tells.
+    """
+
+    manifest: Manifest
+    verification: Verification
+    notes: Mapping[str, Sequence[str]]
+    required: Mapping[str, float]
+    seconds: Mapping[str, float]
+    peak_bytes: int | None
+
+    def write(self, folder: Path) -> None:
+        """Write both forms into a folder."""
+        write_atomic(folder / HTML_FILE, self.html())
+        write_atomic(folder / MARKDOWN_FILE, self.markdown())
+
+    def verdict(self) -> str:
+        """Say in one line how it came out."""
+        count, failures = len(self.verification.parities), self.verification.failures
+        if failures:
+            return f"FAIL: {len(failures)} of the checks below"
+        return f"PASS: all {count} comparisons with PyTorch fp32 are inside their limits"
+
+    def markdown(self) -> str:
+        """Return the report as Markdown; pictures are in the other form."""
+        parts = [f"# Export of {self.manifest.backbone}", f"**{self.verdict()}**", *self.verification.failures]
+        for title, headings, rows in self._tables():
+            lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+            parts += [f"## {title}", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+        parts += ["## What was made", "\n".join(f"- {note}" for note in self._notes())]
+        return "\n\n".join(parts) + "\n"
+
+    def html(self) -> str:
+        """Return the report as one page that needs no other file."""
+        failed = bool(self.verification.failures)
+        palette = np.array(self.manifest.palette, np.uint8)
+        body = [
+            f"<h1>Export of {escape(self.manifest.backbone)}</h1>",
+            f'<p class="verdict {"fail" if failed else "pass"}">{escape(self.verdict())}</p>',
+            *(f'<p class="fail">{escape(failure)}</p>' for failure in self.verification.failures),
+            *(f"<h2>{escape(title)}</h2>{table(headings, rows)}" for title, headings, rows in self._tables()),
+            "<h2>What was made</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in self._notes()) + "</ul>",
+            "<h2>Worst images</h2><p>For each artefact the image that it labels least like PyTorch.</p>",
+            *(comparison_strip(name, worst, palette) for name, worst in self.verification.worst.items()),
+        ]
+        return page(f"Export of {self.manifest.backbone}", body)
+
+    def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Return title, headings and rows of each table."""
+        manifest = self.manifest
+        parity = ["artefact", "size", "batch", "same label", "needed", "mean IoU", "logit off, max", "mean",
+                  "confidence off", "one call"]  # fmt: skip
+        artefacts = [
+            [artefact.file, artefact.format, artefact.precision, f"{artefact.num_bytes / 1e6:,.1f} MB",
+             ", ".join(artefact.kept_fp32) or "none"]
+            for artefact in manifest.artefacts
+        ]  # fmt: skip
+        times = [[name, f"{seconds:.1f} s"] for name, seconds in self.seconds.items()]
+        return [
+            ("Agreement with PyTorch fp32", parity, [self._parity_row(parity) for parity in manifest.parity]),
+            ("Artefacts", ["file", "format", "precision", "size", "kept in fp32"], artefacts),
+            ("Versions", ["package", "version"], [[*pair] for pair in manifest.versions.items()]),
+            ("Time of the stages", ["stage", "time"], times),
+        ]
+
+    def _parity_row(self, parity: Parity) -> list[str]:
+        shape = parity.shape
+        return [
+            parity.file,
+            f"{shape.height}x{shape.width}",
+            str(shape.batch),
+            f"{parity.mask_agreement:.3%}",
+            f"{self.required[parity.file]:.2%}",
+            f"{parity.mean_iou:.4f}",
+            _figure(parity.max_logit_difference, ".2g"),
+            _figure(parity.mean_logit_difference, ".2g"),
+            f"{parity.max_confidence_difference} of 255",
+            _figure(parity.latency_ms, ".1f", " ms"),
+        ]
+
+    def _notes(self) -> list[str]:
+        low, opt, high = (
+            f"batch {shape.batch}, {shape.height}x{shape.width}"
+            for shape in (self.manifest.profile.min, self.manifest.profile.opt, self.manifest.profile.max)
+        )
+        return [
+            f"Inputs from {low} to {high}; tuned for {opt}.",
+            *(f"{file}: {note}" for file, notes in self.notes.items() for note in notes),
+            *([f"Most memory that the export used: {self.peak_bytes / 1e9:.1f} GB."] if self.peak_bytes else []),
+            "Logits are compared at the patches' stride. One call: one image of that size, on this machine's "
+            "processor, timed once after others of its size.",
+        ]
+
+
+def terminal_table(report: ExportReport) -> Table:
+    """Lay the agreement out for a terminal."""
+    table = Table(title="Agreement with PyTorch fp32", title_justify="left")
+    table.add_column("artefact", no_wrap=True)
+    for heading in ("size", "batch", "same label", "mean IoU", "logits off", "of 255"):
+        table.add_column(heading, justify="right")
+    for parity in report.manifest.parity:
+        table.add_row(
+            parity.file,
+            f"{parity.shape.height}x{parity.shape.width}",
+            str(parity.shape.batch),
+            f"{parity.mask_agreement:.3%}",
+            f"{parity.mean_iou:.4f}",
+            _figure(parity.max_logit_difference, ".1e"),
+            str(parity.max_confidence_difference),
+        )
+    table.caption = "largest difference of a logit, and of a confidence of 255"
+    return table
+
+
+def _figure(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"

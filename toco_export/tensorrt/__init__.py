@@ -1,0 +1,1 @@
+"""ONNX file to TensorRT engine, here or in NVIDIA's container."""

@@ -1,0 +1,1 @@
+"""The clients: images in, segmentations out, over gRPC."""

@@ -1,0 +1,52 @@
+"""The forms in which the answers of ``toco_image`` travel; each is without loss."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from toco.errors import ConfigError
+from toco.palette import UInt8Array
+from toco.rle import decode_rle
+
+AnswerFormat: TypeAlias = Literal["raw", "png", "rle"]
+
+OUTPUTS: dict[AnswerFormat, tuple[str, str]] = {
+    "raw": ("mask", "confidence"),
+    "png": ("mask_png", "confidence_png"),
+    "rle": ("mask_rle", "confidence_png"),
+}
+
+
+def check_answer_format(name: str) -> None:
+    """Refuse a form that there is not.
+
+    Raises:
+        ConfigError: It is another than those of ``AnswerFormat``.
+    """
+    if name not in OUTPUTS:
+        raise ConfigError(f"the answer format {name!r} is not known; expected one of {', '.join(OUTPUTS)}")
+
+
+def decoded(answer_format: AnswerFormat, mask: Any, confidence: Any) -> tuple[UInt8Array, UInt8Array]:
+    """Return mask and confidence, uint8 ``[H, W]`` each, of two outputs that do not travel raw."""
+    levels = _png_levels(confidence[0])
+    return _png_levels(mask[0]) if answer_format == "png" else _drawn(mask[0], levels.shape), levels
+
+
+def _png_levels(data: bytes) -> UInt8Array:
+    """Return the levels of a greyscale PNG."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        return np.asarray(picture)
+
+
+def _drawn(regions: bytes, shape: tuple[int, ...]) -> UInt8Array:
+    """Return the mask whose labels have these run lengths, as JSON."""
+    columns = np.zeros(shape[::-1], np.uint8)
+    for label, rle in json.loads(regions).items():
+        columns[decode_rle(rle).T] = int(label)
+    return np.ascontiguousarray(columns.T)

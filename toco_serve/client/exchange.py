@@ -1,0 +1,187 @@
+"""What a client says to the server and makes of the answers, without doing any of it.
+
+Each exchange is a generator of steps; ``Client`` takes them one after another, ``AsyncClient`` awaits them. So
+requests, deadlines, repetition and errors are written once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from toco.errors import DataError, ServeError
+from toco.palette import UInt8Array
+from toco_serve.client.answers import OUTPUTS, AnswerFormat, decoded
+from toco_serve.client.images import ImageInput, encoded, rgb_pixels
+from toco_serve.client.retry import Retry
+from toco_serve.client.segmentation import Segmentation
+from toco_serve.client.shared_memory import Regions
+from toco_serve.client.steps import Call, Exchange, Pause, Work
+from toco_serve.client.tiling import padded, tiles
+from toco_serve.errors import DeadlineError, StoppingError, TransientError, no_server, understood
+
+CONNECT_TIMEOUT_S = 5.0
+STOPPING_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What the server says of itself.
+
+    Attributes:
+        classes: Names of the labels 1..C.
+        palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]`` RGB.
+        tuned_size: Height and width that its artefacts are tuned for, in pixels.
+        max_batch: Most images in one request.
+    """
+
+    classes: tuple[str, ...]
+    palette: UInt8Array
+    tuned_size: tuple[int, int]
+    max_batch: int
+
+
+def opening(url: str, timeout_s: float, regions: Regions | None) -> Exchange[ServedModel]:
+    """Ask a server what it serves, once and not for long, and share memory with it if there is any.
+
+    Raises:
+        UnreachableError: No server answers.
+        ServeError: It does not serve ToCo, or takes no shared memory.
+    """
+    allowed_s = min(CONNECT_TIMEOUT_S, timeout_s)
+    try:
+        response = yield Call("get_model_config", {"model_name": "toco", "client_timeout": allowed_s})
+    except InferenceServerException as error:
+        failure = understood(error, url, allowed_s)
+        raise (no_server(url) if isinstance(failure, DeadlineError) else failure) from error
+    config = response.config
+    if not {"classes", "palette"} <= config.parameters.keys() or not config.model_warmup:
+        raise ServeError(
+            f"the model 'toco' at {url} lacks classes, colours or size: export it again with this toco-export"
+        )
+    height, width, _ = config.model_warmup[0].inputs["image"].dims
+    classes, palette = (json.loads(config.parameters[name].string_value) for name in ("classes", "palette"))
+    if regions is not None:
+        try:
+            yield from regions.opening(height * width * 3, time.monotonic() + allowed_s)
+        except InferenceServerException as error:
+            raise understood(error, url, allowed_s) from error
+    return ServedModel(tuple(classes), np.array(palette, np.uint8), (height, width), config.max_batch_size)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The exchanges with one server that is known to serve ToCo."""
+
+    url: str
+    timeout_s: float
+    retry: Retry
+    answer_format: AnswerFormat
+    regions: Regions | None
+    model: ServedModel
+
+    def segment(self, image: ImageInput, timeout_s: float | None) -> Exchange[Segmentation]:
+        """Ask for one image of any size; see ``Client.segment``."""
+        tensor = grpc.InferInput("image_bytes", [1], "BYTES")
+        with _naming(image):
+            content = yield Work(lambda: encoded(image))
+            tensor.set_data_from_numpy(np.array([content], dtype=np.object_))
+            mask, confidence = yield from self._infer("toco_image", tensor, timeout_s, OUTPUTS[self.answer_format])
+        if self.answer_format != "raw":
+            mask, confidence = yield Work(lambda: decoded(self.answer_format, mask, confidence))
+        return Segmentation(mask, confidence, self.model.classes, self.model.palette)
+
+    def segment_tiled(self, image: ImageInput, overlap: float, timeout_s: float | None) -> Exchange[Segmentation]:
+        """Ask for an image in tiles of the network's own size; see ``Client.segment_tiled``."""
+        with _naming(image):
+            pixels = yield Work(lambda: rgb_pixels(image))
+        size, tile_size = pixels.shape[:2], self.model.tuned_size
+        grid = tiles(size, tile_size, overlap)
+        if len(grid) == 1:
+            return (yield from self.segment(image, timeout_s))
+        mask, confidence = np.empty(size, np.uint8), np.empty(size, np.uint8)
+        pixels = padded(pixels, tile_size)
+        for first in range(0, len(grid), self.model.max_batch):
+            batch = grid[first : first + self.model.max_batch]
+            stacked = np.stack([pixels[tile.source] for tile in batch])
+            for tile, answer in zip(batch, (yield from self.segment_tensor(stacked, timeout_s)), strict=True):
+                mask[tile.target], confidence[tile.target] = answer.mask[tile.kept], answer.confidence[tile.kept]
+        return Segmentation(mask, confidence, self.model.classes, self.model.palette)
+
+    def segment_tensor(self, images: UInt8Array, timeout_s: float | None) -> Exchange[tuple[Segmentation, ...]]:
+        """Ask for a batch at the network's own resolution; see ``Client.segment_tensor``."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
+            raise DataError(f"the array is {images.dtype} {list(images.shape)}; expected RGB, uint8 [B, H, W, 3]")
+        tensor = grpc.InferInput("image", list(images.shape), "UINT8")
+        if self.regions is None:
+            tensor.set_data_from_numpy(images)
+        masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS["raw"], images)
+        answers = zip(masks, confidences, strict=True)
+        return tuple(Segmentation(*answer, self.model.classes, self.model.palette) for answer in answers)
+
+    def _infer(
+        self,
+        model: str,
+        tensor: Any,
+        timeout_s: float | None,
+        names: tuple[str, str],
+        shared: UInt8Array | None = None,
+    ) -> Exchange[tuple[Any, Any]]:
+        """Ask one model, again after what may pass, until an answer comes or the time is over.
+
+        ``shared`` is what ``tensor`` holds, to go through shared memory where there is some.
+        """
+        allowed_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline, pauses = time.monotonic() + allowed_s, self.retry.pauses()
+
+        def inference() -> Call:
+            return _inference(model, tensor, max(deadline - time.monotonic(), 0.0), names)
+
+        while True:
+            try:
+                if self.regions is None or shared is None:
+                    result = yield inference()
+                else:
+                    result = yield from self.regions.infer(inference, tensor, shared, deadline)
+                mask, confidence = (result.as_numpy(name) for name in names)
+                return mask, confidence
+            except InferenceServerException as error:
+                failure = understood(error, self.url, allowed_s)
+                # While a server stops nothing is wrong: its successor may be there already, but takes no new connection
+                # of ours before the old one is closed.
+                pause = STOPPING_PAUSE_S if isinstance(failure, StoppingError) else next(pauses, None)
+                if not isinstance(failure, TransientError) or pause is None or time.monotonic() + pause >= deadline:
+                    raise failure from error
+            yield Pause(pause)
+
+
+@contextmanager
+def _naming(image: ImageInput) -> Iterator[None]:
+    """Let an error say which file it is about."""
+    try:
+        yield
+    except DataError as error:
+        if isinstance(image, (str, Path)) and str(image) not in str(error):
+            raise DataError(f"{image}: {error}") from error
+        raise
+
+
+def _inference(model: str, tensor: Any, timeout_s: float, names: tuple[str, str]) -> Call:
+    """Ask for two outputs; what the server has not begun after ``timeout_s`` it drops."""
+    arguments = {
+        "model_name": model,
+        "inputs": [tensor],
+        "outputs": [grpc.InferRequestedOutput(name) for name in names],
+        "timeout": int(timeout_s * 1e6),
+        "client_timeout": timeout_s,
+    }
+    return Call("infer", arguments)

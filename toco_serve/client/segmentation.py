@@ -1,0 +1,89 @@
+"""A segmented image: labels, confidence, and the names that the labels stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from toco.errors import DataError, TocoError
+from toco.palette import UInt8Array, overlay, save_mask
+from toco.rle import Rle, encode_rle
+from toco_serve.client.images import ImageInput, rgb_pixels
+from toco_serve.client.regions import Int32Array, outlines
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The answer for one image.
+
+    Attributes:
+        mask: Labels, uint8 ``[H, W]``: 0 background, 1..C the classes.
+        confidence: 255 times the winner's softmax, uint8 ``[H, W]``.
+        classes: Names of the labels 1..C.
+        palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]`` RGB, as ``save`` and ``overlay`` use them.
+    """
+
+    mask: UInt8Array
+    confidence: UInt8Array
+    classes: tuple[str, ...]
+    palette: UInt8Array
+
+    def class_shares(self) -> dict[str, float]:
+        """Return the share of the pixels of each class that occurs, the largest first; with ``"background"``."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes) + 1)
+        shares = {name: count / self.mask.size for name, count in zip((BACKGROUND, *self.classes), counts, strict=True)}
+        return {name: float(shares[name]) for name in sorted(shares, key=lambda n: -shares[n]) if shares[name] > 0}
+
+    def rles(self) -> dict[str, Rle]:
+        """Return the region of each class that occurs, in the order of the labels, as COCO's compressed run lengths."""
+        return {name: encode_rle(self.mask == label) for label, name in self._present()}
+
+    def polygons(self) -> dict[str, list[Int32Array]]:
+        """Return the borders of each class that occurs, in the order of the labels.
+
+        Each is a list of rings int32 ``[N, 2]`` of (x, y) along the pixels' edges, clockwise, those of holes the other
+        way; see ``toco_serve.client.regions.outlines``. COCO's own polygons know no holes: take ``rles`` where they
+        count.
+        """
+        return {name: outlines(self.mask == label) for label, name in self._present()}
+
+    def _present(self) -> list[tuple[int, str]]:
+        """Return the labels of classes that occur, with their names."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes) + 1)
+        return [(label, name) for label, name in enumerate(self.classes, start=1) if counts[label]]
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask as a palette PNG, whole or not at all."""
+        save_mask(Path(path), self.mask, self.palette)
+
+    def overlay(self, image: ImageInput, opacity: float = 0.55) -> Image.Image:
+        """Lay the mask's colours over its image.
+
+        Raises:
+            DataError: The image cannot be read, or is of another size than the mask.
+        """
+        pixels = rgb_pixels(image)
+        if pixels.shape[:2] != self.mask.shape:
+            sizes = [f"{height}x{width} px" for height, width in (pixels.shape[:2], self.mask.shape)]
+            raise DataError(f"the image is {sizes[0]}, but its mask {sizes[1]}; give the image that was segmented")
+        return Image.fromarray(overlay(pixels, self.mask, opacity, self.palette))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image of many.
+
+    Attributes:
+        image: What was given.
+        segmentation: The answer; None where there is an error.
+        error: Why there is no answer.
+    """
+
+    image: ImageInput
+    segmentation: Segmentation | None
+    error: TocoError | None

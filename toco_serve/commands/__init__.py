@@ -1,0 +1,1 @@
+"""The commands toco-serve and toco-predict."""

@@ -1,0 +1,203 @@
+"""``toco-serve``: serve a model repository on this machine, and say how that goes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from toco.cli import CommandParser, print_error, run_command
+from toco.errors import ServeError
+from toco.manifest import MANIFEST_FILE, read_manifest
+from toco_serve.server.container import commands
+from toco_serve.server.embedded import EmbeddedTriton
+from toco_serve.server.ports import LOOPBACK, Ports
+from toco_serve.server.status import ServerStatus, server_status
+
+PROG = "toco-serve"
+EXIT_NOT_READY = 1
+MAX_CLASSES_SHOWN = 8
+POLL_S = 0.5
+
+
+@run_command(PROG)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C or SIGTERM, which are the ordinary ways to end it: status 0; or say what is served."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["status"]:
+        return show_status(_status_parser().parse_args(given[1:]))
+    arguments = _parser().parse_args(given)
+    repository = find_repository(arguments.repository)
+    if arguments.docker:
+        if arguments.shared_memory:
+            raise ServeError("--shared-memory goes without --docker: a container has memory of its own; leave it out")
+        text = commands(
+            repository, read_manifest(repository), _ports(arguments), tls=arguments.tls, gpu=arguments.docker == "gpu"
+        )
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
+        return 0
+    _refuse_networks(arguments)
+    return serve(repository, arguments)
+
+
+def serve(repository: Path, arguments: argparse.Namespace) -> int:
+    """Serve a repository; SIGHUP lets what it holds then take the place of what is served."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # a script's background job starts with SIGINT ignored
+        signal.signal(number, _interrupt)
+    renewal = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: renewal.set())
+    console = Console()
+    server = EmbeddedTriton(
+        repository,
+        ports=_ports(arguments),
+        ready_timeout_s=arguments.ready_timeout,
+        log_file=arguments.log,
+        shared_memory=arguments.shared_memory,
+    )
+    try:
+        with console.status("starting Triton"):
+            server.start()
+        console.print(_panel(server))
+        while True:
+            server.wait(POLL_S)
+            if renewal.is_set():
+                renewal.clear()
+                _renew(server, console)
+    except KeyboardInterrupt:
+        console.print("stopping")
+    finally:
+        server.stop()
+    return 0
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Print what a running server says of its models; status 1 where it is not ready."""
+    ports = Ports(http=arguments.http_port, metrics=arguments.metrics_port)
+    status = server_status(ports, arguments.watch)
+    if arguments.json:
+        Console().print(json.dumps(dataclasses.asdict(status)), markup=False, highlight=False, soft_wrap=True)
+    else:
+        Console().print(_status_table(status))
+    return 0 if status.ready and all(model.ready for model in status.models) else EXIT_NOT_READY
+
+
+def find_repository(folder: Path) -> Path:
+    """Return a model repository itself, or the one that ``toco-export`` put into a run folder."""
+    inside = folder / "repository"
+    return inside if not (folder / MANIFEST_FILE).exists() and (inside / MANIFEST_FILE).exists() else folder
+
+
+def _renew(server: EmbeddedTriton, console: Console) -> None:
+    """Roll out what the repository holds now; what was served is served on where that fails."""
+    try:
+        with console.status("starting Triton on the new models"):
+            server.roll_out()
+    except ServeError as error:
+        print_error(PROG, f"{error}; the former models are served on")
+    else:
+        console.print(_panel(server))
+
+
+def _refuse_networks(arguments: argparse.Namespace) -> None:
+    """Refuse what would let other machines in, or seem to."""
+    if arguments.host not in {LOOPBACK, "localhost"}:
+        raise ServeError(
+            f"the Triton of nvidia-pytriton lacks the security fixes since release 24.10 and serves {LOOPBACK} only, "
+            f"not {arguments.host}; for a network run what {PROG} --docker prints"
+        )
+    if arguments.tls:
+        raise ServeError(f"--tls goes with --docker: on {LOOPBACK} nothing is encrypted; leave it out")
+
+
+def _ports(arguments: argparse.Namespace) -> Ports:
+    """Return the ports that were given."""
+    return Ports(arguments.grpc_port, arguments.http_port, arguments.metrics_port)
+
+
+def _parser() -> CommandParser:
+    """Describe the command line."""
+    description = (
+        f"Serve a model repository with Triton on this machine ({LOOPBACK} only). '{PROG} status' says how a running "
+        "server does. SIGHUP rolls out what the repository holds by then; SIGTERM answers what is in hand and ends."
+    )
+    parser = CommandParser(PROG, description)
+    parser.add_argument(
+        "repository",
+        nargs="?",
+        type=Path,
+        default=Path(),
+        metavar="REPOSITORY",
+        help="model repository that toco-export wrote, or the run folder that it lies in",
+    )
+    parser.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="any other is refused")
+    for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help="0 for any free one")
+    parser.add_argument("--ready-timeout", type=float, default=120.0, metavar="S", help="seconds that loading may take")
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="where Triton's own log goes; the last one becomes FILE.1"
+    )
+    sharing = "let programs of this machine hand over tensors in shared memory"
+    parser.add_argument("--shared-memory", action="store_true", help=sharing)
+    container = "print the commands that serve from NVIDIA's container, for production, and end"
+    parser.add_argument("--docker", nargs="?", choices=("gpu", "cpu"), const="gpu", help=container)
+    certificates = "with --docker: server.pem and server.key, and ca.pem to ask clients for certificates"
+    parser.add_argument("--tls", type=Path, metavar="DIR", help=certificates)
+    return parser
+
+
+def _status_parser() -> CommandParser:
+    """Describe the command line of ``toco-serve status``."""
+    parser = CommandParser(f"{PROG} status", "Say how a server of this machine does; status 1 where it is not ready.")
+    for name, port in (("http", 8000), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help="where it listens")
+    parser.add_argument("--watch", type=float, default=1.0, metavar="S", help="seconds over which images are counted")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """End as on Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _status_table(status: ServerStatus) -> Table:
+    """Lay a status out for people."""
+    title = f"Triton {status.version}: {'ready' if status.ready else 'not ready'}"
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0))
+    for column in ("model", "ver.", "ready", "waiting", "answered", "failed", "images/s", "p50 ms", "p99 ms"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model in status.models:
+        latencies = ("-" if ms is None else f"{ms:.1f}" for ms in (model.latency_p50_ms, model.latency_p99_ms))
+        counts = (model.waiting, model.requests, model.failed)
+        ready = "yes" if model.ready else "no"
+        table.add_row(model.name, model.version, ready, *map(str, counts), f"{model.images_per_s:.1f}", *latencies)
+    return table
+
+
+def _panel(server: EmbeddedTriton) -> Panel:
+    """Say what is served, where, and what to type next."""
+    manifest = server.manifest
+    shown = ", ".join(manifest.classes[:MAX_CLASSES_SHOWN])
+    more = len(manifest.classes) - MAX_CLASSES_SHOWN
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "model": f"{manifest.backbone}, {', '.join(f'{a.file} ({a.precision})' for a in manifest.artefacts)}",
+        "classes": shown + (f" and {more} more" if more > 0 else ""),
+        "gRPC": server.grpc_url,
+        "HTTP": server.http_url,
+        "metrics": server.metrics_url,
+        "try": f"toco-predict IMAGE --url {server.grpc_url} --out masks",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return Panel(table, title=f"serving {server.repository}", subtitle="Ctrl-C stops it", expand=False)

@@ -1,0 +1,1 @@
+"""Triton on this machine, and the command for NVIDIA's container."""

@@ -1,0 +1,1 @@
+"""One module for each command; nothing else parses arguments or prints."""

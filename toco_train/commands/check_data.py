@@ -1,0 +1,178 @@
+"""The command ``toco-data``: look at a data set before training on it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from toco.cli import CommandParser, run_command
+from toco.config import parse_config
+from toco.errors import ConfigError, DataError
+from toco.files import write_atomic
+from toco_train.config import DataConfig
+from toco_train.data.check import CheckReport, Finding, Severity, examine_all, report
+from toco_train.data.opening import open_source
+
+PROG = "toco-data"
+EXIT_WOULD_FAIL = 1
+_EXAMPLES = 3
+_PAIRS = 8
+_STYLES: dict[Severity, str] = {"stop": "bold red", "look": "yellow", "fine": "green"}
+
+
+@run_command(PROG)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``toco-data``; return 0, or 1 if training would fail."""
+    arguments = _parse(argv)
+    config = parse_config(
+        DataConfig,
+        {
+            "path": arguments.source,
+            "no_class": arguments.no_class,
+            "group_by": arguments.group_by,
+            "val_fraction": arguments.val_fraction,
+            "coco_year": arguments.coco_year,
+        },
+        "the command line",
+    )
+    source = open_source(config, seed=arguments.seed, allow_missing=True)
+    examined = examine_all(source, tiny_px=arguments.tiny, num_workers=arguments.workers)
+    total = len(source.train) + len(source.val)
+    screen = Console(stderr=True)
+    progress = track(examined, "reading", total=total, console=screen, transient=True, disable=not screen.is_terminal)
+    found = report(source, list(progress), tiny_px=arguments.tiny)
+    console = Console()
+    for part in _rendered(found):
+        console.print(part)
+    console.print(_verdict(found, config, arguments.seed), soft_wrap=True)  # a command must stay one line, to be copied
+    if arguments.json is not None:
+        _save(arguments.json, found)
+    return EXIT_WOULD_FAIL if found.training_would_fail else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = CommandParser(PROG, "Look at a data set before training on it.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = "Read every image of a data set once and report what training would stop at and what deserves a look."
+    check = commands.add_parser("check", description=about, help="read every image once and report what was found")
+    check.add_argument("source", metavar="SOURCE", help="VOC devkit, COCO, images/ with labels.csv, or class folders")
+    check.add_argument("--no-class", metavar="NAME", help="sub-folder or class that means that nothing is there")
+    check.add_argument("--group-by", metavar="REGEX", help="files with the same match stay in one split")
+    check.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="share held back where the data has no split of its own",
+    )
+    check.add_argument("--coco-year", type=int, metavar="YEAR", help="which COCO, where the folder holds several years")
+    check.add_argument("--seed", type=int, default=0, help="seed of the split, as for training")
+    check.add_argument("--tiny", type=int, default=32, metavar="PX", help="call a picture with a shorter side tiny")
+    check.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="threads that read")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there, every name in it")
+    arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers is {arguments.workers}, expected 1 or more")
+    return arguments
+
+
+def _save(path: Path, found: CheckReport) -> None:
+    """Write the report as JSON.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    try:
+        write_atomic(path, found.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; give another --json") from error
+
+
+def _rendered(found: CheckReport) -> Iterator[RenderableType]:
+    """Yield the parts of the report."""
+    yield Text(f"{found.kind} data {found.path}\n{found.description}\n")
+    yield _class_table(found)
+    if found.co_occurrence:
+        yield _pair_table(found)
+    if found.findings:
+        yield _finding_table(found.findings)
+
+
+def _class_table(found: CheckReport) -> Table:
+    """Return images by class and split."""
+    table = Table(title="images", title_justify="left")
+    table.add_column("")
+    for name in found.splits:
+        table.add_column(name, justify="right")
+        table.add_column("%", justify="right", style="dim")
+    splits = list(found.splits.values())
+
+    def add(name: str, numbers: Sequence[int], style: str | None = None) -> None:
+        cells = [(f"{number:,}", f"{100 * number / split.images:.1f}" if split.images else "")
+                 for number, split in zip(numbers, splits, strict=True)]  # fmt: skip
+        table.add_row(escape(name), *(cell for pair in cells for cell in pair), style=style)
+
+    add("all", [split.images for split in splits], "bold")
+    add("without any class", [split.without_class for split in splits])
+    add("with a mask", [split.with_mask for split in splits])
+    table.add_section()
+    for name in found.classes:
+        add(name, [split.by_class[name] for split in splits])
+    return table
+
+
+def _pair_table(found: CheckReport) -> Table:
+    """Return the classes that are most often in one image."""
+    left_out = len(found.co_occurrence) - _PAIRS
+    caption = f"and {left_out} rarer pairs" if left_out > 0 else None
+    table = Table(title="classes in one image", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("class")
+    table.add_column("and")
+    table.add_column("images", justify="right")
+    for first, second, number in found.co_occurrence[:_PAIRS]:
+        table.add_row(escape(first), escape(second), f"{number:,}")
+    return table
+
+
+def _finding_table(findings: Sequence[Finding]) -> Table:
+    """Return what was found, the worst first."""
+    table = Table(title="found", title_justify="left", show_lines=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("number", justify="right", no_wrap=True)
+    table.add_column("what, for example, and what is done or to do", overflow="fold")
+    for finding in findings:
+        what = Text(finding.title)
+        for example in finding.examples[:_EXAMPLES]:
+            what.append(f"\n  {example}", style="dim")
+        if finding.count > _EXAMPLES:
+            what.append(f"\n  and {finding.count - _EXAMPLES:,} more", style="dim italic")
+        what.append(f"\n-> {finding.remedy}")
+        table.add_row(Text(finding.severity, style=_STYLES[finding.severity]), f"{finding.count:,}", what)
+    return table
+
+
+def _verdict(found: CheckReport, config: DataConfig, seed: int) -> Text:
+    """Return the last line: what training would stop at, or the command that reads the same data in the same way."""
+    if found.training_would_fail:
+        reasons = "; ".join(f.title for f in found.findings if f.severity == "stop")
+        return Text(f"training would fail: {reasons}", style=_STYLES["stop"])
+    flags = {
+        "--no-class": config.no_class,
+        "--group-by": config.group_by,
+        "--data.val_fraction": None if config.val_fraction == DataConfig().val_fraction else config.val_fraction,
+        "--data.coco_year": config.coco_year,
+        "--seed": seed or None,
+    }
+    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    command = shlex.join(["toco-train", "--data", config.path, *given, "--out", "RUN"])
+    return Text(f"training can read all of it    next: {command}", style="bold")

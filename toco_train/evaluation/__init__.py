@@ -1,0 +1,1 @@
+"""How good masks are: mIoU, boundary IoU, F1 and AP on a split."""

@@ -1,0 +1,145 @@
+"""How good a network is on a whole split: IoU of CAM, auxiliary CAM and segmentation, F1 and AP of its class heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toco.errors import DataError
+from toco.palette import IGNORE_INDEX
+from toco_train.data.source import Sample, image_labels, read_mask, with_masks
+from toco_train.distributed import gathered, global_sum, shard
+from toco_train.evaluation.boundary_iou import boundary_counts
+from toco_train.evaluation.metrics import ClassScores, Scores, class_scores, confusion_counts, mask_scores, mean_iou
+from toco_train.inference.predict import Prediction, SegmentConfig, predict
+from toco_train.models.toco import ToCo
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a network on a split.
+
+    Attributes:
+        cam: Label of the CAM at the background threshold, given the image label.
+        aux_cam: The same of the auxiliary CAM.
+        seg: Argmax of the segmentation; no label given.
+        cls: The class head.
+        aux_cls: The auxiliary class head.
+        token_similarity: Mean pairwise |cosine| of final patch tokens, 0 to 1: high is over-smoothed.
+        num_images: Images evaluated.
+        confusion: Pixels by kind of mask (CAM, aux CAM, segmentation), true and predicted label, int64
+            ``[3, C + 1, C + 1]``.
+        image_iou: Mean IoU of each image's segmentation over the labels that its own truth holds, in the order of the
+            samples that have a mask; NaN for one whose truth is all 255.
+    """
+
+    cam: Scores
+    aux_cam: Scores
+    seg: Scores
+    cls: ClassScores
+    aux_cls: ClassScores
+    token_similarity: float
+    num_images: int
+    confusion: Tensor
+    image_iou: tuple[float, ...]
+
+
+def evaluate(
+    model: ToCo,
+    samples: Sequence[Sample],
+    *,
+    scales: Sequence[float],
+    background_threshold: float,
+    segment: SegmentConfig = SegmentConfig(),  # noqa: B008  (frozen)
+    crf: bool = False,
+    batch_size: int = 4,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score a network on the samples that have a mask; several processes share them out, and each has the result.
+
+    Args:
+        model: The network; it is put in evaluation mode and left in the mode that it was in.
+        samples: Images with masks; those without are left out.
+        scales: Scales of the CAM.
+        background_threshold: Threshold of the CAM's label.
+        segment: Scales of the segmentation.
+        crf: Refine all three masks by a dense CRF.
+        batch_size: Images a batch.
+        progress: Called with the images that this process has done and has to do.
+
+    Raises:
+        DataError: No sample has a mask, or a picture or mask cannot be read, is of another size or holds an unknown
+            label.
+        ConfigError: ``crf`` without the extra.
+    """
+    samples = with_masks(samples)
+    if not samples:
+        raise DataError("no image to evaluate has a mask; evaluation needs masks, training does not")
+    own, num_labels = shard(samples), model.num_classes + 1
+    confusion = torch.zeros(3, num_labels, num_labels, dtype=torch.int64)
+    boundary = torch.zeros(3, num_labels + 1, num_labels + 1, dtype=torch.int64)
+    similarity = torch.zeros((), dtype=torch.float64)
+    probabilities, image_iou = list[Tensor](), list[float]()
+    was_training = model.training
+    model.eval()
+    try:
+        for sample, prediction in zip(own, predict(model, own, scales, batch_size, segment), strict=True):
+            truth = _checked_mask(sample, prediction, num_labels)
+            masks = (
+                prediction.cam_mask(prediction.cam, background_threshold, crf=crf),
+                prediction.cam_mask(prediction.aux_cam, background_threshold, crf=crf),
+                prediction.seg_mask(crf=crf),
+            )
+            counts = torch.stack([confusion_counts(mask, truth, num_labels) for mask in masks])
+            confusion += counts
+            image_iou.append(mean_iou(counts[2]))
+            boundary += torch.stack([boundary_counts(mask, truth, num_labels) for mask in masks])
+            similarity += prediction.token_similarity
+            probabilities.append(torch.stack([prediction.class_scores, prediction.aux_class_scores]).cpu())
+            progress(len(probabilities), len(own))
+    finally:
+        model.train(was_training)
+    confusion, boundary = global_sum(confusion), global_sum(boundary)
+    cam, aux_cam, seg = map(mask_scores, confusion, boundary)
+    tags = torch.from_numpy(np.stack([image_labels(sample, model.num_classes) for sample in samples]))
+    cls, aux_cls = (class_scores(head, tags) for head in torch.stack(gathered(probabilities), dim=1))
+    mean_similarity = float(global_sum(similarity)) / len(samples)
+    return Evaluation(
+        cam, aux_cam, seg, cls, aux_cls, mean_similarity, len(samples), confusion, tuple(gathered(image_iou))
+    )
+
+
+def evaluation_numbers(evaluation: Evaluation) -> dict[str, object]:
+    """Return the scores, without confusion and single images, as plain numbers for JSON; None where there is none."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {key: plain(value) for key, value in asdict(evaluation).items() if key not in ("confusion", "image_iou")}
+
+
+def _checked_mask(sample: Sample, prediction: Prediction, num_labels: int) -> Tensor:
+    """Return the ground truth, uint8 ``[H, W]``, if it fits the picture and its labels are known."""
+    truth = read_mask(sample)
+    if truth.shape != prediction.size:
+        (height, width), (rows, columns) = prediction.size, truth.shape
+        raise DataError(
+            f"mask {sample.mask} is {columns}x{rows} px, but its image {sample.image} is {width}x{height} px upright; "
+            "put the right mask there"
+        )
+    wrong = truth[(truth >= num_labels) & (truth != IGNORE_INDEX)]
+    if wrong.size:
+        raise DataError(
+            f"mask {sample.mask} holds the label {wrong[0]}, expected 0 to {num_labels - 1} or {IGNORE_INDEX}; "
+            "evaluate on data with the classes that the network was trained on"
+        )
+    return torch.from_numpy(truth)

@@ -1,0 +1,1 @@
+"""The network: ViT backbone, segmentation decoder, projection head, and weights from elsewhere."""

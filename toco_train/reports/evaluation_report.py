@@ -1,0 +1,194 @@
+"""The report of an evaluation: what its numbers mean, as text, JSON, Markdown and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toco import __version__
+from toco.errors import RunError
+from toco.files import write_atomic
+from toco_train.evaluation.boundary_iou import BOUNDARY_RATIO
+from toco_train.evaluation.evaluate import Evaluation, evaluation_numbers
+from toco_train.evaluation.metrics import ClassScores, Scores
+from toco_train.inference.predict import MAX_CRF_PIXELS, SegmentConfig
+from toco_train.reports.confusion_matrix import save_confusion
+
+CLASS_COLUMNS = (
+    "label", "IoU CAM", "IoU aux CAM", "IoU segmentation", "boundary IoU CAM", "boundary IoU aux CAM",
+    "boundary IoU segmentation", "AP", "AP aux", "F1", "F1 aux",
+)  # fmt: skip
+_MOST_NAMES = 12
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """An evaluation and all that must be known to read it.
+
+    Attributes:
+        evaluation: The scores.
+        run: The run folder of the network.
+        data: The data set.
+        split: Which of its splits.
+        classes: Foreground class names.
+        cam_scales: Scales of the CAM.
+        background: Threshold of the CAM's label.
+        segment: Scales of the segmentation.
+        crf: Whether the masks were refined by a dense CRF.
+    """
+
+    evaluation: Evaluation
+    run: Path
+    data: Path
+    split: str
+    classes: tuple[str, ...]
+    cam_scales: tuple[float, ...]
+    background: float
+    segment: SegmentConfig
+    crf: bool
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of labels 0..C."""
+        return ("background", *self.classes)
+
+    @property
+    def stem(self) -> str:
+        """Name of its files without suffix: evaluations with other settings stand beside each other."""
+        scales = [] if self.segment.scales == (1.0,) else [f"{scale:g}" for scale in self.segment.scales]
+        return "-".join([self.split, *scales, *["flip"] * self.segment.flip, *["crf"] * self.crf])
+
+    def notes(self) -> list[str]:
+        """Say which number is which, one sentence or two each."""
+        evaluation, segment = self.evaluation, self.segment
+        seen = f"scale{'s' * (len(segment.scales) > 1)} {_listed(segment.scales)}{' with flips' * segment.flip}"
+        notes = [
+            f"segmentation: argmax of the decoder, {seen}. No tags are given; this is the mask that is exported and "
+            "served (there at one scale, without flips and CRF).",
+            f"CAM, aux CAM: label maps of the activation maps (scales {_listed(self.cam_scales)} with flips, "
+            f"background at or below {self.background:g}) given each image's true tags: how good pseudo labels are, "
+            "not what an image without tags gets.",
+            "mIoU: IoU of each label over the pixels of all images together, at each image's own size; then the mean "
+            "over background and classes. Pixels whose truth is 255 count nowhere.",
+            f"boundary IoU: the same over the pixels at most {100 * BOUNDARY_RATIO:g} % of the image's diagonal from "
+            "an edge of their region (Cheng et al., CVPR 2021).",
+            "AP, F1: how well the class heads tell an image's tags, F1 at probability 0.5; mAP and mean F1 are over "
+            "the classes that some image is tagged with.",
+        ]
+        if self.crf:
+            notes.insert(
+                2,
+                "CRF: all three masks are refined by a dense CRF with the published parameters; it sees an image of "
+                f"more than {MAX_CRF_PIXELS:,} pixels at that size.",
+            )
+        absent = [name for name, iou in zip(self.labels, evaluation.seg.iou, strict=True) if math.isnan(iou)]
+        if absent:
+            notes.append(
+                f"absent: no ground truth here holds {_listed(absent)}. Such a label shows '-' and is left out of "
+                "every mean; a pixel that is taken for it still counts as wrong for its true label."
+            )
+        return notes
+
+    def numbers(self) -> dict[str, object]:
+        """Return everything for JSON; rows of ``confusion`` are truth, columns prediction, in pixels."""
+        confusion = dict(zip(("cam", "aux_cam", "seg"), self.evaluation.confusion.tolist(), strict=True))
+        return {
+            "toco": __version__,
+            "run": str(self.run),
+            "data": str(self.data),
+            "split": self.split,
+            "labels": self.labels,
+            "settings": {
+                "scales": self.segment.scales,
+                "flip": self.segment.flip,
+                "crf": self.crf,
+                "cam_scales": self.cam_scales,
+                "cam_background": self.background,
+                "boundary_ratio": BOUNDARY_RATIO,
+            },
+            "notes": self.notes(),
+            **evaluation_numbers(self.evaluation),
+            "confusion": confusion,
+        }
+
+    def markdown(self) -> str:
+        """Return the report as Markdown; numbers in per cent."""
+        evaluation = self.evaluation
+        heading = (
+            f"# Evaluation of {self.run.name}\n\n{evaluation.num_images} images of the {self.split} split of "
+            f"`{self.data}`; all numbers but the token similarity ({evaluation.token_similarity:.3f}) in per cent.\n"
+        )
+        masks = _markdown_table(("mask", "mIoU", "boundary mIoU", "pixel accuracy"), mask_rows(evaluation))
+        heads = _markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation))
+        classes = _markdown_table(CLASS_COLUMNS, self.class_rows())
+        notes = "\n".join(f"- {note}" for note in self.notes())
+        picture = f"![Which label the segmentation takes for which]({self.stem}.png)"
+        return "\n".join([heading, masks, heads, "## Which number is which\n", notes, "\n## Each class\n", classes,
+                          "## Confusion of the segmentation\n", picture, ""])  # fmt: skip
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write JSON, Markdown and picture, each whole or not at all, and return their paths.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        paths = [folder / f"{self.stem}{suffix}" for suffix in (".json", ".md", ".png")]
+        title = f"segmentation, {self.split}: share of the true label's pixels taken for each label"
+        try:
+            write_atomic(paths[0], json.dumps(self.numbers(), allow_nan=False) + "\n")
+            write_atomic(paths[1], self.markdown())
+            save_confusion(paths[2], self.evaluation.confusion[2], self.labels, title)
+        except OSError as error:
+            raise RunError(f"cannot write the evaluation to {folder} ({error.strerror}); give another --out") from error
+        return paths
+
+    def class_rows(self) -> Iterable[Sequence[str]]:
+        """Yield the row of each label, as ``CLASS_COLUMNS`` says, in per cent."""
+        evaluation = self.evaluation
+        masks = (evaluation.cam, evaluation.aux_cam, evaluation.seg)
+        heads = (evaluation.cls, evaluation.aux_cls)
+        for label, name in enumerate(self.labels):
+            values = [scores.iou[label] for scores in masks] + [scores.boundary_iou[label] for scores in masks]
+            values += [head.average_precision[label - 1] if label else math.nan for head in heads]
+            values += [head.f1[label - 1] if label else math.nan for head in heads]
+            yield name, *map(percent, values)
+
+
+def mask_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Return for each kind of mask its name, mIoU, boundary mIoU and pixel accuracy."""
+    kinds: list[tuple[str, Scores]] = [
+        ("CAM, tags given", evaluation.cam),
+        ("aux CAM, tags given", evaluation.aux_cam),
+        ("segmentation", evaluation.seg),
+    ]
+    return [
+        (name, percent(scores.mean_iou), percent(scores.mean_boundary_iou), percent(scores.pixel_accuracy))
+        for name, scores in kinds
+    ]
+
+
+def head_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Return for each class head its name, mAP and mean F1."""
+    heads: list[tuple[str, ClassScores]] = [("final tokens", evaluation.cls), ("auxiliary tokens", evaluation.aux_cls)]
+    return [(name, percent(head.mean_average_precision), percent(head.mean_f1)) for name, head in heads]
+
+
+def percent(value: float) -> str:
+    """Return a share in per cent with one decimal, or a dash for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _listed(values: Sequence[object]) -> str:
+    """Return values with commas, as many as a sentence bears."""
+    shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values[:_MOST_NAMES])
+    return shown + (f" and {len(values) - _MOST_NAMES} more" if len(values) > _MOST_NAMES else "")
+
+
+def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table, the first column to the left."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
