@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.provenance import markdown_table
-from toco.cli import run_command
-from toco.errors import ConfigError
+from toco_core.cli import run_command
+from toco_core.errors import ConfigError
 
 CELL = ("backend", "size", "batch")  # what tells the cells of a list apart
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
-from toco.charts import Curve, curve_chart, save_figure
-from toco.cli import run_command
-from toco.errors import TocoError
+from toco_core.charts import Curve, curve_chart, save_figure
+from toco_core.cli import run_command
+from toco_core.errors import TocoError
 from toco_train.config import load_config
 from toco_train.reports.history_charts import MASKS
 from toco_train.runs.history import History, read_history

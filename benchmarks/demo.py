@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness.provenance import cpu_name
-from toco import __version__
-from toco.cli import run_command
-from toco.errors import TocoError
-from toco.files import write_atomic
-from toco.images import read_image
-from toco.manifest import Manifest, read_manifest
+from toco_core import __version__
+from toco_core.cli import run_command
+from toco_core.errors import TocoError
+from toco_core.files import write_atomic
+from toco_core.images import read_image
+from toco_core.manifest import Manifest, read_manifest
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.config import load_config
 from toco_train.data.opening import open_source

@@ -29,9 +29,9 @@ from benchmarks.harness.pictures import write_pictures
 from benchmarks.harness.processes import Found, in_another
 from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
 from benchmarks.harness.timing import SPREAD, Series, spread_cell
-from toco.cli import run_command
-from toco.errors import ExportError
-from toco.manifest import read_manifest
+from toco_core.cli import run_command
+from toco_core.errors import ExportError
+from toco_core.manifest import read_manifest
 from toco_export.config import ExportConfig
 from toco_train.models.toco import ToCo
 from toco_train.runs.layout import CONFIG_FILE, WEIGHTS_FILE

@@ -29,10 +29,10 @@ from benchmarks.harness.provenance import one_line, provenance, save_report
 from benchmarks.harness.timing import Series, interleaved, warm_up
 from benchmarks.reports.inference_charts import grid_chart, roofline_chart
 from benchmarks.reports.inference_tables import as_markdown
-from toco.charts import save_figure
-from toco.cli import run_command
-from toco.manifest import Profile, Shape
-from toco.memory import available_memory
+from toco_core.charts import save_figure
+from toco_core.cli import run_command
+from toco_core.manifest import Profile, Shape
+from toco_core.memory import available_memory
 
 MIN_CALLS, MAX_CALLS = 8, 200
 MIN_CALLS_FOR_P99 = 50

@@ -33,9 +33,9 @@ from benchmarks.harness.processes import Found, add_processes_argument, in_proce
 from benchmarks.harness.provenance import provenance, save_report
 from benchmarks.harness.timing import Series, interleaved, warm_up
 from benchmarks.reports.serving import as_markdown, load_chart
-from toco.charts import save_figure
-from toco.cli import run_command
-from toco.errors import TocoError
+from toco_core.charts import save_figure
+from toco_core.cli import run_command
+from toco_core.errors import TocoError
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, exported_model
 from toco_export.onnx.file import export_onnx

@@ -34,8 +34,8 @@ from benchmarks.harness.peaks import Precision, gemm_peak
 from benchmarks.harness.processes import Found, add_processes_argument, in_another, in_processes, in_words
 from benchmarks.harness.provenance import markdown_table, one_line, provenance, provenance_text, save_report
 from benchmarks.harness.timing import SPREAD, Series, interleaved, ratio_cell, spread_cell, synchronise, warm_up
-from toco.cli import run_command
-from toco.memory import peak_memory
+from toco_core.cli import run_command
+from toco_core.memory import peak_memory
 from toco_train.config import TrainConfig
 from toco_train.models.toco import ToCo
 

@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-import toco
+import toco_core
 
 COMMANDS = sorted(point.name for point in entry_points(group="console_scripts") if point.value.startswith("toco_"))
 
@@ -31,4 +31,4 @@ def test_every_command_tells_its_version(name, capsys):
     (point,) = (point for point in entry_points(group="console_scripts") if point.name == name)
     with pytest.raises(SystemExit, match="0"):
         point.load()(["--version"])
-    assert capsys.readouterr().out == f"{name} {toco.__version__}\n"
+    assert capsys.readouterr().out == f"{name} {toco_core.__version__}\n"

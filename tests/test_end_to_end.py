@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from toco.manifest import read_manifest
+from toco_core.manifest import read_manifest
 from toco_export.cli import main as toco_export
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.commands.evaluate import main as toco_eval

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from toco.cli import CommandParser, print_error, run_command
-from toco.config import parse_config
-from toco.errors import ConfigError
-from toco.manifest import Shape
+from toco_core.cli import CommandParser, print_error, run_command
+from toco_core.config import parse_config
+from toco_core.errors import ConfigError
+from toco_core.manifest import Shape
 from toco_export.config import RELEASE, ExportConfig, parse_shape
 
 PROG = "toco-export"

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from toco.config import FrozenModel
-from toco.errors import ConfigError, ExportError
-from toco.manifest import Backend, Profile, Shape
+from toco_core.config import FrozenModel
+from toco_core.errors import ConfigError, ExportError
+from toco_core.manifest import Backend, Profile, Shape
 
 Exported = Literal["fp32", "fp16", "bf16", "int8"]
 Engine = Literal["tensorrt-rtx", "tensorrt"]

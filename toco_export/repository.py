@@ -12,8 +12,8 @@ from typing import Any
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as triton
 
-from toco.errors import ExportError
-from toco.manifest import Artefact, Manifest, Precision, sha256_of, write_manifest
+from toco_core.errors import ExportError
+from toco_core.manifest import Artefact, Manifest, Precision, sha256_of, write_manifest
 
 VERSION = 1
 MODEL, IMAGE_MODEL = "toco", "toco_image"
@@ -59,7 +59,7 @@ def complete_repository(folder: Path, manifest: Manifest) -> None:
         if config.backend == "python":
             code = resources.files("triton_models") / name / str(VERSION) / "model.py"
             (version / "model.py").write_bytes(code.read_bytes())
-    run_lengths = resources.files("toco") / "rle.py"
+    run_lengths = resources.files("toco_core") / "rle.py"
     (folder / IMAGE_MODEL / str(VERSION) / "run_lengths.py").write_bytes(run_lengths.read_bytes())
     write_manifest(folder, manifest)
 

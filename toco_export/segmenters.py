@@ -17,8 +17,8 @@ import torch
 from onnx import TensorProto, helper
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from toco.errors import ExportError
-from toco.palette import UInt8Array
+from toco_core.errors import ExportError
+from toco_core.palette import UInt8Array
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, answer
 from toco_export.onnx.simplify import LOGITS_NAME
 

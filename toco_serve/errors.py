@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toco.errors import DataError, ImageSizeError, ServeError, TocoError
+from toco_core.errors import DataError, ImageSizeError, ServeError, TocoError
 
 # Errors that the models name at the start of their sentence.
 _NAMED_ERRORS: dict[str, type[TocoError]] = {"ImageSizeError": ImageSizeError, "DataError": DataError}

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.cases.published_step import materialise_attention
 from benchmarks.cases.recipe import recipe
 from benchmarks.harness.peaks import Precision, tensor_float32
-from toco.errors import TocoError
-from toco.manifest import Profile
-from toco.palette import UInt8Array
+from toco_core.errors import TocoError
+from toco_core.manifest import Profile
+from toco_core.palette import UInt8Array
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, exported_model
 from toco_export.onnx.reduced import product_layers, reduced_model
 from toco_train.models.toco import ToCo

@@ -22,7 +22,7 @@ from timm.layers import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco.palette import IGNORE_INDEX
+from toco_core.palette import IGNORE_INDEX
 from toco_train.config import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig
 from toco_train.data.loader import Batch
 from toco_train.kernels.token_linear import TokenLinear

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toco.errors import TocoError
+from toco_core.errors import TocoError
 
 MAX_OPEN_REQUESTS = 256
 

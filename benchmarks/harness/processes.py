@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.harness.timing import Series
-from toco.errors import TocoError
+from toco_core.errors import TocoError
 
 PROCESSES = 4
 Found = Mapping[str, Any]

@@ -15,8 +15,8 @@ from typing import Any
 import timm
 import torch
 
-from toco import __version__
-from toco.files import write_atomic
+from toco_core import __version__
+from toco_core.files import write_atomic
 
 
 def one_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.harness.peaks import Roofline
-from toco.charts import line_style
+from toco_core.charts import line_style
 
 ROOF = "#555555"
 LEGEND_ENTRY = 1.5  # inches

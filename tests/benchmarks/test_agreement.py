@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.agreement import main
 from benchmarks.harness.timing import Series
-from toco.errors import ConfigError
+from toco_core.errors import ConfigError
 
 
 def report(path: Path, slow: float) -> str:

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from benchmarks import convergence
-from toco.errors import TocoError
+from toco_core.errors import TocoError
 from toco_train.commands.train import _parse
 
 

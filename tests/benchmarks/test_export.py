@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import export
-from toco.errors import ExportError
+from toco_core.errors import ExportError
 
 STAGES = ["load", "observe", "trace", "simplify", "convert", "build", "verify", "place"]
 

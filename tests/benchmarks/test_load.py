@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from benchmarks.harness.load import Load, closed_loop, open_loop
-from toco.errors import ServeError
+from toco_core.errors import ServeError
 
 
 def test_throughput_counts_answers_alone():

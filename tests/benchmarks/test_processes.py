@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness.processes import in_processes, merged
 from benchmarks.harness.timing import Series
-from toco.errors import ConfigError, TocoError
+from toco_core.errors import ConfigError, TocoError
 
 
 def counting(numbers: list[int]) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.quality import LADDER, ROWS, Outcome, main, outcome, report
 from tests.train.small_runs import SETTINGS, small_shapes
-from toco.errors import TocoError
+from toco_core.errors import TocoError
 from toco_train.analysis.token_similarity import BlockSimilarity
 
 ORIGIN = {"device": "d", "host": "h", "load_average": None, "versions": {}, "date": "today", "command": "c"}

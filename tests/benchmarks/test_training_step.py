@@ -12,7 +12,7 @@ from benchmarks import training_step
 from benchmarks.cases.training_run import TrainingRun, Variant, noise_batch, phase_flops
 from benchmarks.harness.provenance import provenance
 from tests.train.small_runs import give_a_small_projection
-from toco.memory import peak_memory
+from toco_core.memory import peak_memory
 from toco_train.config import TrainConfig, ViTSpec
 from toco_train.kernels.token_linear import TokenLinear
 from toco_train.models.toco import ToCo

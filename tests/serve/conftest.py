@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from toy_model import slow_down, write_toy_repository
 
-from toco import rle as run_lengths
+from toco_core import rle as run_lengths
 from toco_serve import Client, EmbeddedTriton, Ports
 
 IMAGE_MODEL = Path(__file__).parents[2] / "triton_models" / "toco_image" / "1" / "model.py"

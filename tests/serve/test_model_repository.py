@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from toy_model import artefact, toy_manifest, write_toy_onnx, write_toy_repository
 from tritonclient.grpc import model_config_pb2 as triton
 
-from toco.errors import ExportError
-from toco.manifest import Artefact, Profile, Shape, read_manifest
+from toco_core.errors import ExportError
+from toco_core.manifest import Artefact, Profile, Shape, read_manifest
 from toco_export.repository import artefact_folder, complete_repository, model_config, size_buckets
 
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from toco.files import atomic_folder
-from toco.manifest import Artefact, Manifest, Profile, Shape, sha256_of
+from toco_core.files import atomic_folder
+from toco_core.manifest import Artefact, Manifest, Profile, Shape, sha256_of
 from toco_export.repository import artefact_folder, complete_repository
 
 CLASSES = ("red", "green", "bright, very")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toco.config import dump_yaml
+from toco_core.config import dump_yaml
 from toco_train.commands.shapes import main as toco_shapes
 from toco_train.config import ModelConfig, ViTSpec, load_config
 from toco_train.data.opening import open_source

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from toco.files import atomic_path
-from toco.palette import UInt8Array
+from toco_core.files import atomic_path
+from toco_core.palette import UInt8Array
 from toco_train.commands.shapes import main as toco_shapes
 from toco_train.commands.train import main
 from toco_train.models.projection import ProjectionHead

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toco.palette import UInt8Array
+from toco_core.palette import UInt8Array
 from toco_export.graph import ServedModel, exported_model
 from toco_export.onnx.reduced import product_layers
 from toco_export.segmenters import torch_segmenter

@@ -23,8 +23,8 @@ import onnx
 import onnx_ir as ir
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 
-from toco import __version__
-from toco.errors import ExportError
+from toco_core import __version__
+from toco_core.errors import ExportError
 from toco_export.int8.calibration import LayerCalibration
 from toco_export.onnx.file import save_onnx
 from toco_export.onnx.simplify import TRANSPOSED

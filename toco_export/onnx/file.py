@@ -11,9 +11,9 @@ import onnx_ir as ir
 from onnx import GraphProto, ModelProto, TensorProto
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from toco import __version__
-from toco.errors import ExportError
-from toco.manifest import Precision, Shape
+from toco_core import __version__
+from toco_core.errors import ExportError
+from toco_core.manifest import Precision, Shape
 from toco_export.graph import ServedModel
 from toco_export.onnx.simplify import Simplified, simplify
 from toco_export.onnx.tracing import trace_onnx

@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tensor_adapters import from_torch_dtype
 from onnxscript.version_converter import convert_version
 
-from toco.errors import ExportError
+from toco_core.errors import ExportError
 from toco_export.graph import ServedModel
 from toco_export.onnx.file import PRODUCTS, save_onnx
 from toco_export.onnx.reduced import DTYPES, Reduced, product_layers, reduced_model

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from toco.manifest import Precision
+from toco_core.manifest import Precision
 from toco_export.graph import exported_model
 from toco_train.models.toco import ToCo
 

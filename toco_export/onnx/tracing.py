@@ -12,8 +12,8 @@ from onnxscript import opset20
 from torch.export import Dim
 from torch.onnx import OnnxExporterError
 
-from toco.errors import ExportError
-from toco.manifest import Precision, Shape
+from toco_core.errors import ExportError
+from toco_core.manifest import Precision, Shape
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel
 
 OPSET = 20

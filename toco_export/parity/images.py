@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toco.config import read_yaml
-from toco.errors import DataError
-from toco.palette import UInt8Array
+from toco_core.config import read_yaml
+from toco_core.errors import DataError
+from toco_core.palette import UInt8Array
 from toco_train.runs.layout import CONFIG_FILE
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})

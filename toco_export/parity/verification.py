@@ -17,9 +17,9 @@ from time import perf_counter
 
 import numpy as np
 
-from toco.errors import ExportError
-from toco.manifest import Parity, Precision, Shape
-from toco.palette import UInt8Array
+from toco_core.errors import ExportError
+from toco_core.manifest import Parity, Precision, Shape
+from toco_core.palette import UInt8Array
 from toco_export.parity.images import load_images
 from toco_export.segmenters import Answer, Segmenter
 

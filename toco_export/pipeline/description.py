@@ -12,9 +12,9 @@ import onnxruntime
 import timm
 import torch
 
-import toco
-from toco.manifest import Artefact, Manifest, Parity, Precision, Profile, sha256_of
-from toco.palette import VOC_PALETTE
+import toco_core
+from toco_core.manifest import Artefact, Manifest, Parity, Precision, Profile, sha256_of
+from toco_core.palette import VOC_PALETTE
 from toco_export.onnx.tracing import OPSET
 from toco_export.tensorrt.engine_report import EngineReport
 from toco_train.config import ModelConfig
@@ -54,7 +54,7 @@ def describe_export(
     config = model.config
     palette = VOC_PALETTE[: len(config.classes) + 1].tolist()
     versions = {
-        "toco": toco.__version__,
+        "toco": toco_core.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,

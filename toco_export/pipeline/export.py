@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from toco.manifest import Artefact, Backend, Precision
-from toco.memory import peak_memory
+from toco_core.manifest import Artefact, Backend, Precision
+from toco_core.memory import peak_memory
 from toco_export.config import Engine, ExportConfig
 from toco_export.graph import ServedModel, exported_model
 from toco_export.int8.calibration import calibrate

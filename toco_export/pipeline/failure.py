@@ -6,7 +6,7 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-from toco import __version__
+from toco_core import __version__
 from toco_export.config import ExportConfig
 from toco_export.reports.export_report import HTML_FILE, MARKDOWN_FILE
 

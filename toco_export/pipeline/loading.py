@@ -9,10 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from toco.config import read_yaml
-from toco.errors import ExportError, RunError
-from toco.manifest import MANIFEST_FILE, Precision, Profile
-from toco.palette import IGNORE_INDEX
+from toco_core.config import read_yaml
+from toco_core.errors import ExportError, RunError
+from toco_core.manifest import MANIFEST_FILE, Precision, Profile
+from toco_core.palette import IGNORE_INDEX
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.parity.images import data_folder, sample_images
 from toco_train.data.classes import CLASSES_FILE, ClassList, Colour, read_classes

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from toco.errors import ConfigError, ExportError
-from toco.files import atomic_folder
-from toco.manifest import Manifest
+from toco_core.errors import ConfigError, ExportError
+from toco_core.files import atomic_folder
+from toco_core.manifest import Manifest
 from toco_export.config import Engine, ExportConfig, resolve_backend
 from toco_export.parity.verification import ParityError
 from toco_export.pipeline.description import describe_backbone

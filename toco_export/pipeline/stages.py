@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from toco.errors import ExportError, TocoError
+from toco_core.errors import ExportError, TocoError
 
 
 class Stage:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from toco.files import write_atomic
-from toco.html import page, table
-from toco.manifest import Manifest, Parity
+from toco_core.files import write_atomic
+from toco_core.html import page, table
+from toco_core.manifest import Manifest, Parity
 from toco_export.parity.verification import Verification
 from toco_export.reports.pictures import comparison_strip
 

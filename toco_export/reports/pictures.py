@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from toco.html import picture_strip
-from toco.palette import UInt8Array, overlay
+from toco_core.html import picture_strip
+from toco_core.palette import UInt8Array, overlay
 from toco_export.parity.verification import WorstImage
 
 MARK_PX = 3

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toco.errors import ExportError
-from toco.files import atomic_path, write_atomic
-from toco.manifest import Profile, Shape
+from toco_core.errors import ExportError
+from toco_core.files import atomic_path, write_atomic
+from toco_core.manifest import Profile, Shape
 from toco_export.config import Engine
 from toco_export.graph import INPUT_NAME
 from toco_export.tensorrt.engine_report import EngineLayer, EngineReport, layers_of_inspector, layers_of_log

@@ -13,8 +13,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from toco.errors import ExportError
-from toco.manifest import Profile, Shape, triton_image
+from toco_core.errors import ExportError
+from toco_core.manifest import Profile, Shape, triton_image
 from toco_export.graph import INPUT_NAME
 from toco_export.tensorrt.builder import BuildOptions, EngineLibraryError, Progress
 from toco_export.tensorrt.engine_report import EngineReport, layers_of_inspector

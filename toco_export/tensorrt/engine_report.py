@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from toco.manifest import Precision
+from toco_core.manifest import Precision
 
 # Kinds of layer that multiply matrices, in the words of TensorRT and of its compiler back end ("correlation" is a
 # convolution, "runtime_fusion" a matrix product with what follows it).

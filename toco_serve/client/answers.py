@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
-from toco.errors import ConfigError
-from toco.palette import UInt8Array
-from toco.rle import decode_rle
+from toco_core.errors import ConfigError
+from toco_core.palette import UInt8Array
+from toco_core.rle import decode_rle
 
 AnswerFormat: TypeAlias = Literal["raw", "png", "rle"]
 

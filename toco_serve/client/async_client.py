@@ -9,8 +9,8 @@ from typing import Any
 
 from tritonclient.grpc import aio
 
-from toco.errors import ServeError, TocoError
-from toco.palette import UInt8Array
+from toco_core.errors import ServeError, TocoError
+from toco_core.palette import UInt8Array
 from toco_serve.client.answers import AnswerFormat, check_answer_format
 from toco_serve.client.client import DEFAULT_OVERLAP, DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, check_in_flight
 from toco_serve.client.connection import DEFAULT_URL, Tls, channel_arguments

@@ -10,8 +10,8 @@ from typing import Any
 
 from tritonclient import grpc
 
-from toco.errors import ConfigError, TocoError
-from toco.palette import UInt8Array
+from toco_core.errors import ConfigError, TocoError
+from toco_core.palette import UInt8Array
 from toco_serve.client.answers import AnswerFormat, check_answer_format
 from toco_serve.client.connection import DEFAULT_URL, Tls, channel_arguments
 from toco_serve.client.exchange import Conversation, opening

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from toco.errors import ConfigError
+from toco_core.errors import ConfigError
 
 DEFAULT_URL = "localhost:8001"
 

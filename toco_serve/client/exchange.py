@@ -18,8 +18,8 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from toco.errors import DataError, ServeError
-from toco.palette import UInt8Array
+from toco_core.errors import DataError, ServeError
+from toco_core.palette import UInt8Array
 from toco_serve.client.answers import OUTPUTS, AnswerFormat, decoded
 from toco_serve.client.images import ImageInput, encoded, rgb_pixels
 from toco_serve.client.retry import Retry

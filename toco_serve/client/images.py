@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from toco.errors import DataError
-from toco.images import open_picture, to_rgb, upright
-from toco.palette import UInt8Array
+from toco_core.errors import DataError
+from toco_core.images import open_picture, to_rgb, upright
+from toco_core.palette import UInt8Array
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from toco.rle import BoolArray
+from toco_core.rle import BoolArray
 
 Int32Array = npt.NDArray[np.int32]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from toco.errors import DataError, TocoError
-from toco.palette import UInt8Array, overlay, save_mask
-from toco.rle import Rle, encode_rle
+from toco_core.errors import DataError, TocoError
+from toco_core.palette import UInt8Array, overlay, save_mask
+from toco_core.rle import Rle, encode_rle
 from toco_serve.client.images import ImageInput, rgb_pixels
 from toco_serve.client.regions import Int32Array, outlines
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from toco.errors import ServeError
-from toco.palette import UInt8Array
+from toco_core.errors import ServeError
+from toco_core.palette import UInt8Array
 from toco_serve.client.steps import Call, Exchange, Pause
 
 CLOSING_S = 1.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toco.errors import ConfigError
-from toco.palette import UInt8Array
+from toco_core.errors import ConfigError
+from toco_core.palette import UInt8Array
 
 MAX_OVERLAP = 0.75
 

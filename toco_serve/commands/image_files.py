@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from toco.errors import DataError
+from toco_core.errors import DataError
 from toco_serve.client.images import SUFFIXES
 
 

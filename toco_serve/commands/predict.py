@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from toco.cli import CommandParser, print_error, run_command
-from toco.errors import ConfigError, TocoError
-from toco.files import write_atomic
+from toco_core.cli import CommandParser, print_error, run_command
+from toco_core.errors import ConfigError, TocoError
+from toco_core.files import write_atomic
 from toco_serve.client.answers import OUTPUTS
 from toco_serve.client.client import DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, Client
 from toco_serve.client.connection import DEFAULT_URL, Tls

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from toco.cli import CommandParser, print_error, run_command
-from toco.errors import ServeError
-from toco.manifest import MANIFEST_FILE, read_manifest
+from toco_core.cli import CommandParser, print_error, run_command
+from toco_core.errors import ServeError
+from toco_core.manifest import MANIFEST_FILE, read_manifest
 from toco_serve.server.container import commands
 from toco_serve.server.embedded import EmbeddedTriton
 from toco_serve.server.ports import LOOPBACK, Ports

@@ -7,8 +7,8 @@ import shlex
 from importlib.metadata import version
 from pathlib import Path
 
-from toco.errors import ServeError
-from toco.manifest import Manifest, triton_image
+from toco_core.errors import ServeError
+from toco_core.manifest import Manifest, triton_image
 from toco_serve.server.options import EXIT_TIMEOUT_S, arguments, hardened
 from toco_serve.server.ports import LOOPBACK, Ports
 

@@ -6,8 +6,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from toco.errors import ServeError
-from toco.manifest import Manifest, read_manifest, sha256_of
+from toco_core.errors import ServeError
+from toco_core.manifest import Manifest, read_manifest, sha256_of
 from toco_serve.server.ports import DEFAULT_PORTS, LOOPBACK, Ports, choose_ports
 from toco_serve.server.process import TritonProcess
 

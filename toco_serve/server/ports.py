@@ -6,7 +6,7 @@ import contextlib
 import socket
 from dataclasses import astuple, dataclass, fields
 
-from toco.errors import ServeError
+from toco_core.errors import ServeError
 
 # The wheel's Triton, release 24.10, lacks every security fix since: it must not be reachable from another machine.
 LOOPBACK = "127.0.0.1"

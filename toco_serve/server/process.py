@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from toco.errors import ServeError
+from toco_core.errors import ServeError
 from toco_serve.server import supervisor
 from toco_serve.server.log import failure_reason, port_taken
 from toco_serve.server.options import EXIT_TIMEOUT_S, embedded_arguments

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from numpy import __version__ as numpy_version
 
-from toco.errors import ServeError
+from toco_core.errors import ServeError
 
 PRODUCTION = "for production use NVIDIA's container nvcr.io/nvidia/tritonserver, 26.06 or newer"
 

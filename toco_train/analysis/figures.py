@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from toco.charts import _chart, _legend, _plain, line_style
-from toco.palette import UInt8Array
+from toco_core.charts import _chart, _legend, _plain, line_style
+from toco_core.palette import UInt8Array
 from toco_train.analysis.token_similarity import BlockSimilarity, PlaceInImage
 from toco_train.inference.predict import resized
 from toco_train.inference.preview import heat

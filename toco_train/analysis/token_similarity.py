@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco.errors import ConfigError
-from toco.images import read_image
+from toco_core.errors import ConfigError
+from toco_core.images import read_image
 from toco_train.data.source import Sample
 from toco_train.inference.predict import mean_token_similarity, predict, resized, square_images
 from toco_train.models.toco import ToCo

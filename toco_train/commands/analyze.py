@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from toco.charts import save_figure
-from toco.cli import CommandParser, run_command
-from toco.config import nearest
-from toco.errors import ConfigError, DataError, RunError
-from toco.files import write_atomic
+from toco_core.charts import save_figure
+from toco_core.cli import CommandParser, run_command
+from toco_core.config import nearest
+from toco_core.errors import ConfigError, DataError, RunError
+from toco_core.files import write_atomic
 from toco_train.analysis.figures import patch_figure, similarity_chart
 from toco_train.analysis.token_similarity import (
     BlockSimilarity,

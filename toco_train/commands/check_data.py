@@ -14,10 +14,10 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from toco.cli import CommandParser, run_command
-from toco.config import parse_config
-from toco.errors import ConfigError, DataError
-from toco.files import write_atomic
+from toco_core.cli import CommandParser, run_command
+from toco_core.config import parse_config
+from toco_core.errors import ConfigError, DataError
+from toco_core.files import write_atomic
 from toco_train.config import DataConfig
 from toco_train.data.check import CheckReport, Finding, Severity, examine_all, report
 from toco_train.data.opening import open_source

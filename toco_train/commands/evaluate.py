@@ -13,9 +13,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from toco.cli import CommandParser, run_command
-from toco.config import parse_config
-from toco.errors import RunError
+from toco_core.cli import CommandParser, run_command
+from toco_core.config import parse_config
+from toco_core.errors import RunError
 from toco_train.commands.data_flags import add_data_flags
 from toco_train.commands.display import progress_bars
 from toco_train.config import load_config

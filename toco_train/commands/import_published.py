@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from toco.cli import CommandParser, run_command
-from toco.config import parse_config, read_yaml
-from toco.errors import ConfigError, RunError
+from toco_core.cli import CommandParser, run_command
+from toco_core.config import parse_config, read_yaml
+from toco_core.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from toco_train.config import ViTSpec

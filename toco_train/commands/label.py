@@ -11,10 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from toco.cli import CommandParser, run_command
-from toco.config import parse_config
-from toco.errors import DataError
-from toco.palette import IGNORE_INDEX, UInt8Array
+from toco_core.cli import CommandParser, run_command
+from toco_core.config import parse_config
+from toco_core.errors import DataError
+from toco_core.palette import IGNORE_INDEX, UInt8Array
 
 if TYPE_CHECKING:
     from toco_train.config import TrainConfig
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     import torch  # noqa: PLC0415  (so that --help comes at once)
 
-    from toco.manifest import sha256_of  # noqa: PLC0415
+    from toco_core.manifest import sha256_of  # noqa: PLC0415
     from toco_train.commands.display import progress_bars  # noqa: PLC0415
     from toco_train.config import load_config  # noqa: PLC0415
     from toco_train.inference.label_folder import LabelFolder, LabelRecord, label_all  # noqa: PLC0415

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from toco.cli import CommandParser, run_command
+from toco_core.cli import CommandParser, run_command
 from toco_train.commands.data_flags import add_data_flags
 from toco_train.commands.display import progress_bars
 from toco_train.config import load_config

@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from toco.cli import CommandParser, run_command
-from toco.errors import ConfigError, DataError
+from toco_core.cli import CommandParser, run_command
+from toco_core.errors import ConfigError, DataError
 from toco_train.shapes.voc import RECIPE_FILE, Recipe, make_dataset
 
 PROG = "toco-shapes"

@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
-from toco.cli import EXIT_BAD_INPUT, CommandParser, run_command
-from toco.config import nearest
-from toco.errors import ConfigError, DataError, TocoError
+from toco_core.cli import EXIT_BAD_INPUT, CommandParser, run_command
+from toco_core.config import nearest
+from toco_core.errors import ConfigError, DataError, TocoError
 from toco_train.commands.display import TrainingDisplay
 from toco_train.commands.evaluate import evaluation_table
 from toco_train.config import TrainConfig, load_config, preset_names

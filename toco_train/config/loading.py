@@ -7,8 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from toco.config import nearest, parse_config, read_yaml
-from toco.errors import ConfigError
+from toco_core.config import nearest, parse_config, read_yaml
+from toco_core.errors import ConfigError
 from toco_train.config.schema import (
     TrainConfig,
 )

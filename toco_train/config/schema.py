@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from toco.config import FrozenModel
+from toco_core.config import FrozenModel
 
 
 class ViTSpec(FrozenModel):

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from toco.config import FrozenModel
-from toco.errors import DataError
-from toco.images import opened, orientation, to_rgb, upright
-from toco.palette import IGNORE_INDEX, UInt8Array
+from toco_core.config import FrozenModel
+from toco_core.errors import DataError
+from toco_core.images import opened, orientation, to_rgb, upright
+from toco_core.palette import IGNORE_INDEX, UInt8Array
 from toco_train.data.source import DataSource, Sample, read_mask
 
 ENORMOUS_PIXELS = 25_000_000

@@ -10,9 +10,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from toco.config import FrozenModel, dump_yaml, parse_config, read_yaml
-from toco.files import write_atomic
-from toco.palette import IGNORE_INDEX, VOC_PALETTE, UInt8Array
+from toco_core.config import FrozenModel, dump_yaml, parse_config, read_yaml
+from toco_core.files import write_atomic
+from toco_core.palette import IGNORE_INDEX, VOC_PALETTE, UInt8Array
 
 CLASSES_FILE = "classes.yaml"
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from toco.errors import ConfigError, DataError
-from toco.images import read_image
+from toco_core.errors import ConfigError, DataError
+from toco_core.images import read_image
 from toco_train.data.augmentation import Augmentation
 from toco_train.data.source import DataSource, Sample, image_labels
 

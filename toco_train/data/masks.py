@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from toco.errors import DataError
-from toco.palette import IGNORE_INDEX, UInt8Array
+from toco_core.errors import DataError
+from toco_core.palette import IGNORE_INDEX, UInt8Array
 
 _BINARY_THRESHOLD = 127
 _SILHOUETTES = ({IGNORE_INDEX}, {0, IGNORE_INDEX})

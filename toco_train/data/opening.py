@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toco.errors import DataError
+from toco_core.errors import DataError
 from toco_train.config import DataConfig
 from toco_train.data.readers.coco import is_coco, open_coco
 from toco_train.data.readers.folder import IMAGES_FOLDER, class_folders, open_class_folders, open_labelled_folder

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from toco.errors import DataError
-from toco.palette import UInt8Array
+from toco_core.errors import DataError
+from toco_core.palette import UInt8Array
 from toco_train.data.classes import ClassList
 from toco_train.data.masks import Mask
 

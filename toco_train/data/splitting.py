@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toco.errors import DataError
+from toco_core.errors import DataError
 from toco_train.data.source import Sample
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from toco.palette import IGNORE_INDEX
+from toco_core.palette import IGNORE_INDEX
 
 BOUNDARY_RATIO = 0.02
 _OUTSIDE = -1

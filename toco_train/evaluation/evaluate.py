@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toco.errors import DataError
-from toco.palette import IGNORE_INDEX
+from toco_core.errors import DataError
+from toco_core.palette import IGNORE_INDEX
 from toco_train.data.source import Sample, image_labels, read_mask, with_masks
 from toco_train.distributed import gathered, global_sum, shard
 from toco_train.evaluation.boundary_iou import boundary_counts

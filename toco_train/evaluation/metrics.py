@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import (
     multilabel_f1_score,
 )
 
-from toco.palette import IGNORE_INDEX
+from toco_core.palette import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

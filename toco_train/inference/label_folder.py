@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from toco.config import FrozenModel
-from toco.errors import DataError, RunError
-from toco.files import atomic_path, write_atomic
-from toco.images import read_image
-from toco.palette import IGNORE_INDEX, UInt8Array, save_mask
+from toco_core.config import FrozenModel
+from toco_core.errors import DataError, RunError
+from toco_core.files import atomic_path, write_atomic
+from toco_core.images import read_image
+from toco_core.palette import IGNORE_INDEX, UInt8Array, save_mask
 from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
 from toco_train.data.source import Sample
 from toco_train.inference.preview import heat, labelled, save_grid

@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco.config import FrozenModel
-from toco.images import read_image
+from toco_core.config import FrozenModel
+from toco_core.images import read_image
 from toco_train.data.source import Sample
 from toco_train.method.cam import multi_scale_cam
 from toco_train.method.crf import CAM_CRF, SEGMENTATION_CRF, CrfConfig, dense_crf

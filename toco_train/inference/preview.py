@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from toco.files import atomic_path
-from toco.palette import IGNORE_INDEX, UInt8Array, colour_mask, overlay
+from toco_core.files import atomic_path
+from toco_core.palette import IGNORE_INDEX, UInt8Array, colour_mask, overlay
 from toco_train.data.classes import ClassList
 from toco_train.data.source import Sample, read_mask
 from toco_train.inference.predict import Prediction, resized

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco.config import FrozenModel
-from toco.palette import IGNORE_INDEX, UInt8Array
+from toco_core.config import FrozenModel
+from toco_core.palette import IGNORE_INDEX, UInt8Array
 from toco_train.data.source import Sample
 from toco_train.inference.predict import Prediction, SegmentConfig, label_map, predict, resized
 from toco_train.method.par import PixelAdaptiveRefinement

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from toco.config import FrozenModel
-from toco.errors import ConfigError
-from toco.palette import UInt8Array
+from toco_core.config import FrozenModel
+from toco_core.errors import ConfigError
+from toco_core.palette import UInt8Array
 
 _LEAST_PROBABILITY = 1e-5
 

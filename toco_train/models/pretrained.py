@@ -10,7 +10,7 @@ import timm.models
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from toco.errors import RunError
+from toco_core.errors import RunError
 
 MAX_LISTED = 10
 

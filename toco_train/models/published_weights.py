@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from toco.errors import RunError
+from toco_core.errors import RunError
 from toco_train.models.pretrained import describe_misfit
 from toco_train.models.toco import ToCo
 

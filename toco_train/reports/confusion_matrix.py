@@ -12,7 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from toco.files import atomic_path
+from toco_core.files import atomic_path
 
 _MOST_LABELS_WITH_NUMBERS = 32
 _LONGEST_NAME = 16

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toco import __version__
-from toco.errors import RunError
-from toco.files import write_atomic
+from toco_core import __version__
+from toco_core.errors import RunError
+from toco_core.files import write_atomic
 from toco_train.evaluation.boundary_iou import BOUNDARY_RATIO
 from toco_train.evaluation.evaluate import Evaluation, evaluation_numbers
 from toco_train.evaluation.metrics import ClassScores, Scores

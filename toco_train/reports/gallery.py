@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toco.palette import UInt8Array
+from toco_core.palette import UInt8Array
 from toco_train.config import CamConfig
 from toco_train.data.source import DataSource, Sample, spread, with_masks
 from toco_train.inference.predict import predict

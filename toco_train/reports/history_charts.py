@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from toco.charts import Curve, curve_chart, inline_svg, themed
+from toco_core.charts import Curve, curve_chart, inline_svg, themed
 from toco_train.runs.history import History, thinned
 
 _SIZE_IN = (3.4, 2.2)

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toco import __version__
-from toco.charts import inline_svg, themed
-from toco.config import dump_yaml
-from toco.errors import RunError
-from toco.files import write_atomic
-from toco.html import page, picture_strip, table
-from toco.palette import IGNORE_INDEX, colour_mask
+from toco_core import __version__
+from toco_core.charts import inline_svg, themed
+from toco_core.config import dump_yaml
+from toco_core.errors import RunError
+from toco_core.files import write_atomic
+from toco_core.html import page, picture_strip, table
+from toco_core.palette import IGNORE_INDEX, colour_mask
 from toco_train.analysis.figures import similarity_chart
 from toco_train.analysis.token_similarity import Subject, run_subject, similarity_by_block
 from toco_train.config import TrainConfig

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from toco.errors import RunError
+from toco_core.errors import RunError
 from toco_train.config import LossWeights, TrainConfig
 
 _ALWAYS_ON = ("cls", "aux_cls")

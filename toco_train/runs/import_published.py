@@ -10,9 +10,9 @@ import timm
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toco.config import dump_yaml
-from toco.errors import RunError
-from toco.files import atomic_folder
+from toco_core.config import dump_yaml
+from toco_core.errors import RunError
+from toco_core.files import atomic_folder
 from toco_train.config import ViTSpec, load_config
 from toco_train.data.readers.voc import VOC_CLASSES
 from toco_train.models.published_weights import load_published_weights

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from toco.config import parse_config, read_yaml
-from toco.errors import RunError
+from toco_core.config import parse_config, read_yaml
+from toco_core.errors import RunError
 from toco_train.config import ModelConfig
 from toco_train.models.toco import ToCo
 from toco_train.runs.layout import CONFIG_FILE, WEIGHTS_FILE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from pathlib import Path
 
-from toco.errors import ConfigError, DataError
+from toco_core.errors import ConfigError, DataError
 from toco_train.config import DataConfig, TrainConfig
 from toco_train.data.opening import open_source
 from toco_train.data.source import DataSource

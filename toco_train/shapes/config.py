@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from toco.config import FrozenModel
+from toco_core.config import FrozenModel
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Span = tuple[Share, Share]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toco.palette import IGNORE_INDEX
+from toco_core.palette import IGNORE_INDEX
 from toco_train.shapes.backdrop import BACKDROPS, paint_clutter
 from toco_train.shapes.canvas import BoolArray, Canvas, UInt8Array
 from toco_train.shapes.config import SceneConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from toco.palette import IGNORE_INDEX, colour_mask
+from toco_core.palette import IGNORE_INDEX, colour_mask
 from toco_train.shapes.objects import CLASS_NAMES
 from toco_train.shapes.scene import Scene
 

@@ -19,10 +19,10 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
-from toco.config import FrozenModel
-from toco.errors import DataError
-from toco.files import atomic_folder
-from toco.palette import mask_png
+from toco_core.config import FrozenModel
+from toco_core.errors import DataError
+from toco_core.files import atomic_folder
+from toco_core.palette import mask_png
 from toco_train.shapes.canvas import BoolArray
 from toco_train.shapes.config import SceneConfig
 from toco_train.shapes.objects import CLASS_NAMES

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from toco.config import FrozenModel
-from toco.errors import RunError
-from toco.files import atomic_path
+from toco_core.config import FrozenModel
+from toco_core.errors import RunError
+from toco_core.files import atomic_path
 from toco_train.data.source import DataSource
 
 _STATE_KEY = "toco"

@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from toco.errors import ConfigError, DataError
+from toco_core.errors import ConfigError, DataError
 from toco_train.config import Phase, TrainConfig
 from toco_train.data.augmentation import Augmentation
 from toco_train.data.loader import Batch, training_batches

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from toco.errors import TrainingError
+from toco_core.errors import TrainingError
 from toco_train.data.classes import ClassList
 from toco_train.data.loader import Batch
 from toco_train.distributed import gathered, global_mean, rank

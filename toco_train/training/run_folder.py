@@ -15,9 +15,9 @@ from typing import Concatenate, ParamSpec
 import torch
 from safetensors import SafetensorError
 
-from toco.config import dump_yaml
-from toco.errors import RunError
-from toco.files import write_atomic
+from toco_core.config import dump_yaml
+from toco_core.errors import RunError
+from toco_core.files import write_atomic
 from toco_train.config import TrainConfig
 from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
 from toco_train.data.loader import Batch
@@ -48,7 +48,7 @@ _OURS = (  # all that a run writes, the configuration first: without it a folder
     f"{BOARD_FOLDER}/events.out.tfevents.*", f"{NONFINITE_FOLDER}/step_*", f"{EVALUATION_FOLDER}/*",
     f"{ANALYSIS_FOLDER}/*",
 )  # fmt: skip
-_LEFT_BY_A_KILL = tuple(  # what toco.files and safetensors call a file that is not whole yet
+_LEFT_BY_A_KILL = tuple(  # what toco_core.files and safetensors call a file that is not whole yet
     f"{folder}{name}"
     for folder in ("", f"{CHECKPOINTS_FOLDER}/", f"{BEST_FOLDER}/", f"{SAMPLES_FOLDER}/")
     for name in (".*.safetensors", ".*.yaml", ".*.png", ".*.html", ".tmp??????")

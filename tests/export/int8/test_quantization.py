@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 from small_run import Exported
 
-from toco.errors import ExportError
-from toco.manifest import read_manifest
+from toco_core.errors import ExportError
+from toco_core.manifest import read_manifest
 from toco_export.cli import main
 from toco_export.graph import ServedModel, exported_model
 from toco_export.int8 import calibration

@@ -14,7 +14,7 @@ from small_run import Exported
 from timm.layers import Attention, LayerScale
 from torch import nn
 
-from toco.errors import ExportError
+from toco_core.errors import ExportError
 from toco_export.graph import ServedModel, exported_model
 from toco_export.onnx import file as onnx_file
 from toco_export.onnx.file import count_product_types, external_data, save_onnx

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from toco.errors import ImageSizeError
+from toco_core.errors import ImageSizeError
 from toco_export.graph import ServedModel
 from toco_train.models.toco import ToCo
 

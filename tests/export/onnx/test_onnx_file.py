@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 from small_run import Exported
 from torch import Tensor
 
-from toco.errors import ExportError
-from toco.manifest import Shape
+from toco_core.errors import ExportError
+from toco_core.manifest import Shape
 from toco_export.graph import ServedModel, exported_model
 from toco_export.onnx import file as onnx_file
 from toco_export.onnx.file import count_product_types, export_onnx, external_data, save_onnx

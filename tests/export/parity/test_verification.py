@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from small_run import Exported, save_perturbed
 
-from toco.errors import ConfigError, DataError, ExportError
-from toco.manifest import Parity, Precision, Shape
+from toco_core.errors import ConfigError, DataError, ExportError
+from toco_core.manifest import Parity, Precision, Shape
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.graph import ServedModel
 from toco_export.parity import verification

@@ -18,8 +18,8 @@ import yaml
 from safetensors.torch import save_file
 from small_run import PALETTE, Exported, save_perturbed
 
-import toco
-from toco.manifest import MANIFEST_FILE, Profile, Shape, read_manifest, sha256_of
+import toco_core
+from toco_core.manifest import MANIFEST_FILE, Profile, Shape, read_manifest, sha256_of
 from toco_export.cli import main
 from toco_export.pipeline import export, loading
 from toco_export.tensorrt.engine_report import EngineLayer, EngineReport
@@ -77,7 +77,7 @@ def test_the_manifest_describes_network_profile_versions_and_agreement(exported:
         opt=Shape(batch=1, height=64, width=64),
         max=Shape(batch=8, height=128, width=128),
     )
-    assert manifest.versions["toco"] == toco.__version__
+    assert manifest.versions["toco"] == toco_core.__version__
     assert manifest.versions["python"] == sys.version.split()[0]
     assert manifest.versions["torch"] == torch.__version__
     assert manifest.versions["onnxruntime"] == onnxruntime.__version__

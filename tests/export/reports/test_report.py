@@ -9,8 +9,8 @@ import pytest
 from small_run import Exported
 
 from tests.chromium import Page, needs_chromium
-from toco.manifest import read_manifest
-from toco.palette import VOC_PALETTE
+from toco_core.manifest import read_manifest
+from toco_core.palette import VOC_PALETTE
 from toco_export.parity.verification import WorstImage
 from toco_export.reports.pictures import comparison_strip, mark_differences
 

@@ -10,8 +10,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from toco.errors import ConfigError, ExportError
-from toco.manifest import Profile, Shape, read_manifest
+from toco_core.errors import ConfigError, ExportError
+from toco_core.manifest import Profile, Shape, read_manifest
 from toco_export.cli import main
 from toco_export.config import ExportConfig, resolve_backend
 from toco_export.pipeline.run import choose_engine

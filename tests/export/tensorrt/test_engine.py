@@ -14,8 +14,8 @@ import tensorrt_rtx
 from onnx import TensorProto, helper
 from small_run import Exported
 
-from toco.errors import ExportError
-from toco.manifest import Profile, Shape
+from toco_core.errors import ExportError
+from toco_core.manifest import Profile, Shape
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.onnx.file import require_precision
 from toco_export.tensorrt.builder import BuildOptions, EngineLibraryError, _configure, _network_flags, build_engine

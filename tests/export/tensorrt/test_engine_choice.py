@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from toco.manifest import read_manifest
+from toco_core.manifest import read_manifest
 from toco_export.cli import main
 from toco_export.config import ExportConfig
 from toco_export.pipeline.run import choose_engine

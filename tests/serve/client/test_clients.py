@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from toy_model import CLASSES, quadrant_labels, quadrants
 
-from toco.errors import ConfigError, ServeError
+from toco_core.errors import ConfigError, ServeError
 from toco_serve import AsyncClient, Client, EmbeddedTriton, Outcome, Ports, Retry, Segmentation
 from toco_serve.errors import UnreachableError
 

@@ -8,8 +8,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
-from toco.palette import VOC_PALETTE
-from toco.rle import decode_rle, encode_rle
+from toco_core.palette import VOC_PALETTE
+from toco_core.rle import decode_rle, encode_rle
 from toco_serve import Segmentation
 from toco_serve.client.regions import outlines
 

@@ -10,7 +10,7 @@ from PIL import Image
 from toy_model import CLASSES, PALETTE, quadrant_labels, quadrants
 from tritonclient.utils import InferenceServerException
 
-from toco.errors import DataError, ServeError
+from toco_core.errors import DataError, ServeError
 from toco_serve import Client, EmbeddedTriton, Ports, Retry
 from toco_serve.client.exchange import Call, Conversation, Pause, ServedModel, opening
 from toco_serve.errors import BackendLostError, BusyError, UnreachableError

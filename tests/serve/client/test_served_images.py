@@ -13,7 +13,7 @@ from toy_model import PALETTE, RED, quadrant_labels, quadrants, slow_down, write
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from toco.errors import DataError, ServeError
+from toco_core.errors import DataError, ServeError
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_serve.errors import understood
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_model import CLASSES, COLOURS
 
-from toco.errors import DataError, ImageSizeError, ServeError
+from toco_core.errors import DataError, ImageSizeError, ServeError
 from toco_serve.errors import DeadlineError
 
 

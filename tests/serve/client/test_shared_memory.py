@@ -15,7 +15,7 @@ from toy_model import slow_down, write_toy_repository
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from toco.errors import ImageSizeError, ServeError
+from toco_core.errors import ImageSizeError, ServeError
 from toco_serve import AsyncClient, Client, EmbeddedTriton, Ports, Retry, Segmentation
 from toco_serve.commands.serve import main as serve
 from toco_serve.errors import DeadlineError, TransientError, understood

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy_model import quadrants
 
-from toco.errors import ConfigError, DataError
+from toco_core.errors import ConfigError, DataError
 from toco_serve import AsyncClient
 from toco_serve.client.tiling import padded, tiles
 

@@ -9,7 +9,7 @@ from certificates import write_certificates
 from toy_model import quadrant_labels, quadrants
 
 import toco_serve.server.process
-from toco.errors import ConfigError, ServeError
+from toco_core.errors import ConfigError, ServeError
 from toco_serve import AsyncClient, Client, EmbeddedTriton, Ports, Tls
 from toco_serve.errors import UnreachableError
 

@@ -15,7 +15,7 @@ from processes import Footprint
 from pycocotools import mask as coco
 from toy_model import CLASSES, PALETTE, quadrant_labels, quadrants
 
-from toco.errors import DataError
+from toco_core.errors import DataError
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_serve.commands import predict as predict_cli
 from toco_serve.commands.image_files import plan

@@ -30,7 +30,7 @@ from processes import stubs_of
 from toy_model import slow_down, write_toy_repository
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from toco.errors import DataError, ServeError
+from toco_core.errors import DataError, ServeError
 from toco_serve import AsyncClient, Client, EmbeddedTriton, Ports, Retry
 from toco_serve.errors import BusyError
 

@@ -19,8 +19,8 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 import toco_serve
-from toco.errors import ServeError
-from toco.manifest import MANIFEST_FILE, read_manifest, write_manifest
+from toco_core.errors import ServeError
+from toco_core.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_serve.errors import UnreachableError
 from toco_serve.server.log import failure_reason, port_taken

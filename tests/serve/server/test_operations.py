@@ -14,7 +14,7 @@ import pytest
 from certificates import write_certificates
 from toy_model import quadrant_labels, quadrants, write_toy_repository
 
-from toco.manifest import read_manifest, write_manifest
+from toco_core.manifest import read_manifest, write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports, Tls
 from toco_serve.commands.serve import main as serve
 from toco_serve.server import container, process

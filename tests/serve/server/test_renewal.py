@@ -9,8 +9,8 @@ import pytest
 from processes import Footprint, stubs_of
 from toy_model import artefact, quadrant_labels, quadrants, toy_manifest, write_toy_repository
 
-from toco.errors import ServeError
-from toco.manifest import write_manifest
+from toco_core.errors import ServeError
+from toco_core.manifest import write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports, Retry
 
 ANY = Ports(0, 0, 0)

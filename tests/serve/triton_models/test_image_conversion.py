@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toco.errors import DataError
+from toco_core.errors import DataError
 from toco_serve.client.images import rgb_pixels
 
 SIZE = (24, 16)

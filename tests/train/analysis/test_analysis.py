@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from toco.charts import COLOURS, Curve, curve_chart, inline_svg, line_style, save_figure, themed
-from toco.errors import ConfigError
+from toco_core.charts import COLOURS, Curve, curve_chart, inline_svg, line_style, save_figure, themed
+from toco_core.errors import ConfigError
 from toco_train.analysis.figures import patch_figure, similarity_chart
 from toco_train.analysis.token_similarity import (
     BlockSimilarity,

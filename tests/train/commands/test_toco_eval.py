@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from tests.train.method.test_crf import needs_crf
-from toco.errors import RunError
-from toco.palette import save_mask
+from toco_core.errors import RunError
+from toco_core.palette import save_mask
 from toco_train.commands.evaluate import evaluation_table, main
 from toco_train.config import load_config
 from toco_train.data.opening import open_source

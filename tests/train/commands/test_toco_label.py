@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.train.conftest import tiny_config
-from toco.config import dump_yaml
-from toco.palette import VOC_PALETTE
+from toco_core.config import dump_yaml
+from toco_core.palette import VOC_PALETTE
 from toco_train.commands import label as label_cli
 from toco_train.commands.label import main
 from toco_train.config import ContrastConfig, TrainConfig

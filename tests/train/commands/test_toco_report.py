@@ -11,7 +11,7 @@ import yaml
 
 from tests.chromium import Page, needs_chromium
 from tests.train.small_runs import give_a_small_projection, small_shapes, train
-from toco.errors import RunError
+from toco_core.errors import RunError
 from toco_train.commands.report import main
 from toco_train.config import TrainConfig
 from toco_train.data.masks import LabelMask
@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_the_report_that_was_there(run, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("toco.files.Path.write_bytes", full)
+    monkeypatch.setattr("toco_core.files.Path.write_bytes", full)
     assert main([str(run)]) == 2
     assert "report.html (No space left on device); make room and write it with toco-report" in capsys.readouterr().err
     assert (run / "report.html").read_bytes() == before

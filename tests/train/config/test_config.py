@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
-from toco.config import dump_yaml, parse_config
-from toco.errors import ConfigError
+from toco_core.config import dump_yaml, parse_config
+from toco_core.errors import ConfigError
 from toco_train.config import TrainConfig, load_config, preset_names
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 import toco_train.data.augmentation
-from toco.config import parse_config
-from toco.errors import ConfigError
+from toco_core.config import parse_config
+from toco_core.errors import ConfigError
 from toco_train.config import AugmentationConfig
 from toco_train.data.augmentation import Augmentation
 

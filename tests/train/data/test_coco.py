@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from toco.errors import ConfigError, DataError
+from toco_core.errors import ConfigError, DataError
 from toco_train.config import DataConfig
 from toco_train.data.opening import open_source
 from toco_train.data.readers import coco_index, coco_masks

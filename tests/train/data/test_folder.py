@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toco.errors import ConfigError, DataError
-from toco.palette import VOC_PALETTE, save_mask
+from toco_core.errors import ConfigError, DataError
+from toco_core.palette import VOC_PALETTE, save_mask
 from toco_train.config import DataConfig
 from toco_train.data.classes import read_classes, write_classes
 from toco_train.data.opening import open_source

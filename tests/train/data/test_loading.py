@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train.noise_source import noise_source, source_of
-from toco.errors import ConfigError, DataError
+from toco_core.errors import ConfigError, DataError
 from toco_train.config import AugmentationConfig
 from toco_train.data.augmentation import Augmentation
 from toco_train.data.loader import training_batches

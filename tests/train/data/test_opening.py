@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from toco.errors import DataError
+from toco_core.errors import DataError
 from toco_train.config import DataConfig
 from toco_train.data.opening import open_source
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-import toco.images
-from toco.errors import DataError
-from toco.images import list_images, read_image, to_rgb
+import toco_core.images
+from toco_core.errors import DataError
+from toco_core.images import list_images, read_image, to_rgb
 
 LEFT_TOP, WHITE = (200, 40, 90), (255, 255, 255)
 
@@ -183,7 +183,7 @@ def test_a_bomb_is_refused_by_its_header_before_a_pixel_is_decoded(tmp_path, mon
 
 
 def test_the_largest_picture_that_is_read_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(toco.images, "MAX_IMAGE_PIXELS", 96)
+    monkeypatch.setattr(toco_core.images, "MAX_IMAGE_PIXELS", 96)
     Image.new("RGB", (8, 12)).save(tmp_path / "largest.png")
     Image.new("RGB", (8, 13)).save(tmp_path / "larger.png")
     assert read_image(tmp_path / "largest.png").size == (8, 12)

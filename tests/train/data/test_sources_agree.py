@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tests.train.conftest import tiny_config
-from toco.palette import IGNORE_INDEX, save_mask
+from toco_core.palette import IGNORE_INDEX, save_mask
 from toco_train.config import (
     AugmentationConfig,
     CamConfig,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toco.errors import ConfigError, DataError
-from toco.images import read_image
-from toco.palette import save_mask
+from toco_core.errors import ConfigError, DataError
+from toco_core.images import read_image
+from toco_core.palette import save_mask
 from toco_train.config import DataConfig
 from toco_train.data.masks import LabelMask
 from toco_train.data.opening import open_source

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from toco.errors import DataError
-from toco.palette import save_mask
+from toco_core.errors import DataError
+from toco_core.palette import save_mask
 from toco_train.data.masks import LabelMask
 from toco_train.data.source import Sample
 from toco_train.evaluation.boundary_iou import boundary_counts, boundary_width

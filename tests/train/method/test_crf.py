@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from toco.errors import ConfigError
+from toco_core.errors import ConfigError
 from toco_train.method.crf import CAM_CRF, SEGMENTATION_CRF, CrfConfig, dense_crf, require_crf
 
 needs_crf = pytest.mark.skipif(

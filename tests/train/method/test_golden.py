@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.train.conftest import GOLDEN, TINY_VIT, drawn_weights, published_shapes, relative_error, tiny_config
-from toco.errors import RunError
+from toco_core.errors import RunError
 from toco_train.config import ModelConfig
 from toco_train.evaluation.metrics import confusion_counts, mean_iou, per_class_iou
 from toco_train.method.cam import multi_scale_cam, valid_cam

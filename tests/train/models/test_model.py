@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests.train.conftest import tiny_config
-from toco.config import dump_yaml
-from toco.errors import ConfigError, ImageSizeError, RunError
+from toco_core.config import dump_yaml
+from toco_core.errors import ConfigError, ImageSizeError, RunError
 from toco_train.config import ContrastConfig, TrainConfig, ViTSpec
 from toco_train.models.toco import ToCo
 from toco_train.runs.load import load_run

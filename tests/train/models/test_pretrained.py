@@ -11,8 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from tests.train.conftest import TINY_VIT, tiny_config
-from toco.config import dump_yaml
-from toco.errors import ConfigError, RunError
+from toco_core.config import dump_yaml
+from toco_core.errors import ConfigError, RunError
 from toco_train.config import ContrastConfig, ModelConfig, TrainConfig
 from toco_train.models import vit as backbone
 from toco_train.models.toco import ToCo

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.train.shapes_folder import read_ids, tree_hash
-from toco.palette import VOC_PALETTE
+from toco_core.palette import VOC_PALETTE
 from toco_train.shapes import voc
 from toco_train.shapes.canvas import Canvas
 from toco_train.shapes.config import SceneConfig

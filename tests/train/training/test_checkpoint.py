@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.train.noise_source import noise_source
-from toco.errors import RunError
+from toco_core.errors import RunError
 from toco_train.training.checkpoint import Learner, Progress, fingerprint
 
 CONFIG = {"steps": 9, "data": {"path": "/here", "num_workers": 2}, "optimizer": {"betas": [0.9, 0.999]}}

@@ -27,7 +27,7 @@ from tests.train.small_runs import (
     tensors,
     train,
 )
-from toco.errors import ConfigError, TrainingError
+from toco_core.errors import ConfigError, TrainingError
 from toco_train.commands.train import main
 from toco_train.config import TrainConfig
 from toco_train.data.classes import ClassList

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from toco.errors import DataError
-from toco.images import IMAGE_SUFFIXES
+from toco_core.errors import DataError
+from toco_core.images import IMAGE_SUFFIXES
 from toco_train.data.classes import found_classes
 from toco_train.data.readers.coco_index import CocoIndex
 from toco_train.data.readers.coco_masks import CocoMask

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from toco.errors import DataError
-from toco.files import atomic_path
+from toco_core.errors import DataError
+from toco_core.files import atomic_path
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from toco.palette import IGNORE_INDEX, UInt8Array, save_mask
+from toco_core.palette import IGNORE_INDEX, UInt8Array, save_mask
 from toco_train.data.masks import LabelMask
 from toco_train.data.readers.coco_index import CocoIndex
 

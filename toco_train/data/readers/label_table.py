@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from toco.errors import DataError
-from toco.images import IMAGE_SUFFIXES
+from toco_core.errors import DataError
+from toco_core.images import IMAGE_SUFFIXES
 from toco_train.data.classes import tidy
 
 LABELS_FILE = "labels.csv"

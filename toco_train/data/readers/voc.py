@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from toco.errors import DataError
-from toco.images import list_images
+from toco_core.errors import DataError
+from toco_core.images import list_images
 from toco_train.data.classes import CLASSES_FILE, ClassList, read_classes
 from toco_train.data.masks import LabelMask
 from toco_train.data.source import DataSource, Sample

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco.palette import IGNORE_INDEX
+from toco_core.palette import IGNORE_INDEX
 from toco_train.kernels.gpu import gaussian_filter, runs_kernels
 from toco_train.method.losses.full_precision import in_full_precision
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco.palette import IGNORE_INDEX
+from toco_core.palette import IGNORE_INDEX
 from toco_train.distributed import global_sum, world_size
 
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from toco import __version__
-from toco.errors import TocoError
+from toco_core import __version__
+from toco_core.errors import TocoError
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

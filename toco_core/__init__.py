@@ -6,7 +6,7 @@ Light on purpose: nothing here imports torch, so that the serving side runs wher
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    __version__ = version("toco")
+    __version__ = version("toco-seg")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0.0.0"
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from toco.errors import ConfigError
+from toco_core.errors import ConfigError
 
 
 class FrozenModel(BaseModel):

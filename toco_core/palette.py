@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from toco.files import write_atomic
+from toco_core.files import write_atomic
 
 IGNORE_INDEX = 255
 

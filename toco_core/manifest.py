@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from toco.config import FrozenModel
-from toco.errors import ServeError
-from toco.files import write_atomic
+from toco_core.config import FrozenModel
+from toco_core.errors import ServeError
+from toco_core.files import write_atomic
 
 MANIFEST_FILE = "manifest.json"
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
-from toco.palette import UInt8Array
+from toco_core.palette import UInt8Array
 
 MAX_SIDE_PX = 320
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from toco.errors import DataError
+from toco_core.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_IMAGE_PIXELS = 89_478_485  # where Pillow begins to warn; 256 MiB as RGB
@@ -109,7 +109,7 @@ def read_image(path: Path) -> Image.Image:
 
     Raises:
         DataError: It is missing, truncated, damaged or of another kind, has more than
-            ``toco.images.MAX_IMAGE_PIXELS`` (told by its header: nothing is decoded), or levels of no known range.
+            ``toco_core.images.MAX_IMAGE_PIXELS`` (told by its header: nothing is decoded), or levels of no known range.
     """
     with opened(path) as picture:
         return to_rgb(upright(picture))

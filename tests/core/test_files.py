@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from toco import files
-from toco.files import atomic_folder
+from toco_core import files
+from toco_core.files import atomic_folder
 
 KILLED_MIDWAY = """
 import os, signal, sys
 from pathlib import Path
-from toco.files import atomic_folder
+from toco_core.files import atomic_folder
 with atomic_folder(Path(sys.argv[1])) as folder:
     (folder / "new").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
