@@ -34,7 +34,7 @@ SIZE = 192  # 12 x 12 tokens, as the demo has
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the data, train, and write table, chart and pictures."""
+    """Make the data, train, and write table, chart and images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for data and run")
     parser.add_argument("--backbone", default="vit_base_patch16_224", help="timm name; random weights")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.data_loading [--crop 448] [--rounds 20] [--report FOLDER/NAME]
 
-Needs no data: it writes pictures of the size and weight of VOC's (500 x 375 px, about 100 KB of JPEG) to a temporary
+Needs no data: it writes images of the size and weight of VOC's (500 x 375 px, about 100 KB of JPEG) to a temporary
 folder. Each variant reads batches of 4 through the training loader, in one process with one thread, as a worker does.
 """
 
@@ -30,8 +30,8 @@ from torchvision.transforms.v2 import functional as TF
 
 import toco_train.data.augmentation
 import toco_train.data.loader
+from benchmarks.harness.images import SIZE, write_images
 from benchmarks.harness.phase_clock import PhaseClock
-from benchmarks.harness.pictures import SIZE, write_pictures
 from benchmarks.harness.processes import Found, add_processes_argument, in_processes, in_words
 from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
 from benchmarks.harness.timing import SPREAD, interleaved, ratio_cell, spread_cell
@@ -61,11 +61,11 @@ STAGES = {
 METHOD = """\
 CPU seconds of one thread (what else the machine does falls out, but for its caches), batch by batch in turn, in
 {processes}: {rounds} batches of {batch} images each in a process, after {warmup} for warming up; the same images in the
-same order for all. Images a second per worker: the batch's images by that median. v1: Pillow pictures, torchvision's v1
-transforms, a rescale of the whole picture before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in
+same order for all. Images a second per worker: the batch's images by that median. v1: Pillow images, torchvision's v1
+transforms, a rescale of the whole image before the crop; its Gaussian blur is a 13 x 13 convolution on a tensor, in
 the second row Pillow's own. v2 on tensors: the same order of work on uint8 tensors. Ours: toco_train.data.augmentation.
 Stages: {rounds} more batches with every call timed, mean milliseconds an image; the views are drawn at random, so a
-stage that is skipped now and then costs more when it runs. Last table: one call on a picture of the crop's size."""
+stage that is skipped now and then costs more when it runs. Last table: one call on an image of the crop's size."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Plain:
         crop_size: Side of the views in pixels.
         library: torchvision's v1 or v2 transforms.
         blur: The library's own Gaussian blur, or Pillow's.
-        tensors: Work on tensors from the beginning, not on Pillow's pictures.
+        tensors: Work on tensors from the beginning, not on Pillow's images.
     """
 
     config: AugmentationConfig
@@ -87,7 +87,7 @@ class Plain:
     tensors: bool = False
 
     def __call__(self, image: Image.Image) -> Views:
-        """Return the views of an RGB picture."""
+        """Return the views of an RGB image."""
         config, size, library = self.config, self.crop_size, self.library
         source = functional.pil_to_tensor(image) if self.tensors else image
         crop, box = self._random_crop(source, *image.size)
@@ -145,14 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crop", type=int, default=448, help="side of the views in pixels")
     parser.add_argument("--rounds", type=int, default=20, help="timed batches of each variant in a process")
-    parser.add_argument("--images", type=int, default=16, help="pictures to write")
+    parser.add_argument("--images", type=int, default=16, help="images to write")
     add_processes_argument(parser)
     parser.add_argument("--report", type=Path, help="write the tables there, as .json and .md")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # as in a worker
     origin = provenance(CPU, "benchmarks.data_loading", argv)  # first: the load average is that before our own
     with tempfile.TemporaryDirectory() as folder:
-        source = write_pictures(Path(folder), arguments.images)
+        source = write_images(Path(folder), arguments.images)
         result = measure(source, arguments.crop, arguments.rounds, arguments.processes)
     result["provenance"] = origin
     text = as_markdown(result)
@@ -168,7 +168,7 @@ def measure(source: DataSource, crop_size: int, rounds: int, processes: int) -> 
     file_size = np.mean([sample.image.stat().st_size for sample in source.train])
     return {
         "setting": {"crop": crop_size, "batch": BATCH_SIZE, "rounds": rounds, "processes": processes,
-                    "picture": f"{SIZE[0]} x {SIZE[1]} px, {file_size / 1000:.0f} KB"},
+                    "image": f"{SIZE[0]} x {SIZE[1]} px, {file_size / 1000:.0f} KB"},
         "variants": {
             name: {"time_s": times.as_json(), "speed": seconds["v1"].over(times).as_json(),
                    "images_per_second": BATCH_SIZE / times.median, "seconds": times.values}
@@ -240,10 +240,10 @@ def stages_timed(clock: PhaseClock) -> Iterator[None]:
 
 
 def single_calls(source: DataSource, crop_size: int) -> dict[str, dict[str, float]]:
-    """Return the median milliseconds of one call of the dear functions, on a picture and on a uint8 tensor."""
+    """Return the median milliseconds of one call of the dear functions, on an image and on a uint8 tensor."""
     with Image.open(source.train[0].image) as opened:
-        picture = opened.resize((crop_size, crop_size))
-    tensor = TF.pil_to_tensor(picture).contiguous()
+        pil_image = opened.resize((crop_size, crop_size))
+    tensor = TF.pil_to_tensor(pil_image).contiguous()
     functions: dict[str, Callable[[Any], object]] = {
         "brightness": partial(TF.adjust_brightness, brightness_factor=1.2),
         "contrast": partial(TF.adjust_contrast, contrast_factor=1.2),
@@ -254,10 +254,10 @@ def single_calls(source: DataSource, crop_size: int) -> dict[str, dict[str, floa
     calls: dict[tuple[str, str], Callable[[], object]] = {
         (name, kind): partial(function, image)
         for name, function in functions.items()
-        for kind, image in (("picture", picture), ("tensor", tensor))
+        for kind, image in (("image", pil_image), ("tensor", tensor))
     }
-    calls["blur, Pillow's own", "picture"] = partial(picture.filter, ImageFilter.GaussianBlur(1.0))
-    calls["blur, ours", "tensor"] = partial(_blurred, TF.pil_to_tensor(picture), 1.0)
+    calls["blur, Pillow's own", "image"] = partial(pil_image.filter, ImageFilter.GaussianBlur(1.0))
+    calls["blur, ours", "tensor"] = partial(_blurred, TF.pil_to_tensor(pil_image), 1.0)
     seconds = interleaved({"/".join(key): call for key, call in calls.items()}, CPU, 15, time.thread_time)
     found: dict[str, dict[str, float]] = {}
     for name, kind in calls:
@@ -282,16 +282,16 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     stage_rows = [[stage, *(f"{times[stage]:.1f}" for times in stages.values())] for stage in (*STAGES, "rest")]
     stage_rows.append(["all", *(f"{sum(times.values()):.1f}" for times in stages.values())])
     call_rows = [
-        [name, *(f"{times[kind]:.1f}" if kind in times else "" for kind in ("picture", "tensor"))]
+        [name, *(f"{times[kind]:.1f}" if kind in times else "" for kind in ("image", "tensor"))]
         for name, times in result["calls_ms"].items()
     ]
     return "\n\n".join(
         [
-            f"# Loading: {setting['picture']} JPEG to three views of {setting['crop']} px",
+            f"# Loading: {setting['image']} JPEG to three views of {setting['crop']} px",
             provenance_text(result["provenance"]),
             markdown_table(headings, rows),
             markdown_table(("stage, ms an image", *stages), stage_rows),
-            markdown_table((f"one call at {setting['crop']} px, ms", "Pillow picture", "uint8 tensor"), call_rows),
+            markdown_table((f"one call at {setting['crop']} px, ms", "Pillow image", "uint8 tensor"), call_rows),
             METHOD.format(**{**setting, "processes": in_words(setting["processes"])}, warmup=WARMUP),
             SPREAD,
         ]

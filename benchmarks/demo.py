@@ -1,7 +1,7 @@
 """The main job, end to end, with the commands that a user would type: ``make demo``.
 
 Makes a data set (or takes the one at ``--data``), trains on its image labels, exports, serves with a real Triton, asks
-for masks by gRPC, and ends with a table, a summary in JSON and a grid of pictures.
+for masks by gRPC, and ends with a table, a summary in JSON and a grid of images.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from toco_train.inference.preview import PREDICTION_TITLES, prediction_row, save
 from toco_train.runs.load import load_run
 
 NO_CLASS_FOLDER = "Free"
-PICTURE_ROWS = 6
+IMAGE_ROWS = 6
 SERVED_COLUMN = PREDICTION_TITLES.index("truth")
 COMPARED_IMAGES = 24
 LATENCY_WARMUP = 20
@@ -66,7 +66,7 @@ class Served:
     miou: float | None
     tensor: Latency
     photograph: Latency
-    picture: Path
+    image: Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.rule("[bold]Serve and ask by gRPC")
     console.print(f"$ toco-serve {repository} --grpc-port 0 --http-port 0 --metrics-port 0", style="cyan")
     with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as triton:
-        shown = spread(held_back(source), PICTURE_ROWS)
+        shown = spread(held_back(source), IMAGE_ROWS)
         files = [str(sample.image) for sample in shown]
         masks = arguments.out / f"masks-{name}"
         run_step(console, "", ["toco-predict", *files, "--url", triton.grpc_url, "--out", str(masks)], shown=3)
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = summarise(run, manifest, served, seconds=time.perf_counter() - began)
     write_atomic(arguments.out / f"summary-{name}.json", json.dumps(summary, indent=2) + "\n")
     console.print(summary_table(summary, manifest))
-    console.print(f"picture {served.picture}    masks {masks}    summary {arguments.out / f'summary-{name}.json'}")
+    console.print(f"image {served.image}    masks {masks}    summary {arguments.out / f'summary-{name}.json'}")
     if served.mismatched_pixels:
         raise TocoError(f"{served.mismatched_pixels} served pixels differ from the exported model's; report this")
     return 0
@@ -131,7 +131,7 @@ def held_back(source: DataSource) -> tuple[Sample, ...]:
     return with_masks(source.val) or source.val or source.train
 
 
-def examine(client: Client, run: Path, repository: Path, source: DataSource, picture: Path) -> Served:
+def examine(client: Client, run: Path, repository: Path, source: DataSource, image: Path) -> Served:
     """Compare served masks with the exported model's and with the truth, time calls, and draw the grid."""
     samples = held_back(source)
     size = load_run(run).config.image_size
@@ -145,14 +145,14 @@ def examine(client: Client, run: Path, repository: Path, source: DataSource, pic
     first = samples[0]
     tensor = np.asarray(read_image(first.image).resize((size, size)))[None]
     photograph = first.image.read_bytes()
-    draw(client, run, source, picture)
+    draw(client, run, source, image)
     return Served(
         mismatched_pixels=mismatched,
         compared_pixels=compared,
         miou=served_miou(client, with_masks(samples)),
         tensor=latency(lambda: client.segment_tensor(tensor)),
         photograph=latency(lambda: client.segment(photograph)),
-        picture=picture,
+        image=image,
     )
 
 
@@ -179,18 +179,18 @@ def latency(call: Callable[[], object]) -> Latency:
     return Latency(float(p50), float(p99))
 
 
-def draw(client: Client, run: Path, source: DataSource, picture: Path) -> None:
+def draw(client: Client, run: Path, source: DataSource, image: Path) -> None:
     """Write the grid: image, aux CAM, CAM, predicted mask, mask as served, truth."""
     model = load_run(run)
     config = load_config(None, run / "config.yaml", {})
-    shown = spread(tuple(sample for sample in held_back(source) if sample.labels), PICTURE_ROWS)
+    shown = spread(tuple(sample for sample in held_back(source) if sample.labels), IMAGE_ROWS)
     rows = []
     for sample, prediction in zip(shown, predict(model, shown, config.cam.scales, 1), strict=True):
         own = prediction_row(sample, prediction, source.class_list.rgb)
         served = np.asarray(client.segment(sample.image).overlay(sample.image))
         rows.append([*own[:SERVED_COLUMN], served, *own[SERVED_COLUMN:]])
     titles = [*PREDICTION_TITLES[:SERVED_COLUMN], "mask as served", *PREDICTION_TITLES[SERVED_COLUMN:]]
-    save_grid(picture, rows, titles[: max(map(len, rows))], source.class_list)
+    save_grid(image, rows, titles[: max(map(len, rows))], source.class_list)
 
 
 def summarise(run: Path, manifest: Manifest, served: Served, seconds: float) -> dict[str, Any]:

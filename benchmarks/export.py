@@ -25,7 +25,7 @@ import yaml
 from safetensors.torch import save_file
 
 from benchmarks.cases.recipe import recipe
-from benchmarks.harness.pictures import write_pictures
+from benchmarks.harness.images import write_images
 from benchmarks.harness.processes import Found, in_another
 from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
 from benchmarks.harness.timing import SPREAD, Series, spread_cell
@@ -78,7 +78,7 @@ def write_run(run: Path, backbone: str, size: int | None) -> Iterator[Found]:
     config = recipe(backbone, size=size).model
     images = run / "images"
     images.mkdir(parents=True)
-    write_pictures(images, 2 * ExportConfig().num_images)
+    write_images(images, 2 * ExportConfig().num_images)
     save_file({name: value.contiguous() for name, value in ToCo(config).state_dict().items()}, run / WEIGHTS_FILE)
     content = {"model": config.model_dump(mode="json"), "data": {"path": str(images)}}
     (run / CONFIG_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")

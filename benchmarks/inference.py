@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="calls of each backend at each size and batch")
     parser.add_argument("--call-limit", type=float, default=1.0, help="seconds a call beyond which nothing is timed")
     add_processes_argument(parser)
-    parser.add_argument("--report", type=Path, help="write there .json and .md, kept up to date, and last the pictures")
+    parser.add_argument("--report", type=Path, help="write there .json and .md, kept up to date, and last the images")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     names = arguments.backends or [n for n in BACKENDS if device.type == "cuda" or n not in SLOW_ON_A_CPU]
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = {"provenance": origin, "backbone": arguments.backbone, **as_json(found, setting)}
             if arguments.report:
                 save_report(arguments.report, result, as_markdown(result))
-    pictures = draw(result, arguments.report) if arguments.report and result["cells"] else []
-    text = as_markdown(result, pictures)
+    images = draw(result, arguments.report) if arguments.report and result["cells"] else []
+    text = as_markdown(result, images)
     print(text)
     if arguments.report:
         save_report(arguments.report, result, text)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw(result: Mapping[str, Any], report: Path) -> list[Path]:
-    """Draw the pictures beside a report and return them: the roofline, and the grid where it is more than one cell."""
+    """Draw the images beside a report and return them: the roofline, and the grid where it is more than one cell."""
     charts = {"-roofline": roofline_chart}
     if len({(cell["size"], cell["batch"]) for cell in result["cells"]}) > 1:
         charts = {"": grid_chart, **charts}

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32, 64], help="closed-loop clients")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each load")
     add_processes_argument(parser)
-    parser.add_argument("--report", type=Path, help="write the tables there, as .json, .md and pictures")
+    parser.add_argument("--report", type=Path, help="write the tables there, as .json, .md and images")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     if device.type == "cpu":

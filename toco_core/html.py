@@ -1,4 +1,4 @@
-"""Pages that are whole in themselves: the look of every report, its tables and its pictures, light and dark."""
+"""Pages that are whole in themselves: the look of every report, its tables and its images, light and dark."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def picture_strip(pictures: Mapping[str, UInt8Array], caption: str, encoding: Literal["PNG", "JPEG"] = "PNG") -> str:
-    """Return a figure of pictures side by side.
+def image_strip(images: Mapping[str, UInt8Array], caption: str, encoding: Literal["PNG", "JPEG"] = "PNG") -> str:
+    """Return a figure of images side by side.
 
     Args:
-        pictures: Pixels by title, uint8 ``[H, W, 3]``; shown at most ``MAX_SIDE_PX`` wide and high.
+        images: Pixels by title, uint8 ``[H, W, 3]``; shown at most ``MAX_SIDE_PX`` wide and high.
         caption: What they show.
         encoding: PNG keeps every pixel, JPEG is a fifth of the size.
     """
     cells = "".join(
         f'<div><img alt="{escape(title)}" src="{_data_uri(pixels, encoding)}">{escape(title)}</div>'
-        for title, pixels in pictures.items()
+        for title, pixels in images.items()
     )
     return f'<figure><div class="strip">{cells}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _data_uri(pixels: UInt8Array, encoding: Literal["PNG", "JPEG"]) -> str:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+    image = Image.fromarray(pixels)
+    image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
     buffer = io.BytesIO()
     quality = {"quality": 88, "subsampling": 0} if encoding == "JPEG" else {}
-    picture.save(buffer, format=encoding, optimize=True, **quality)
+    image.save(buffer, format=encoding, optimize=True, **quality)
     return f"data:image/{encoding.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

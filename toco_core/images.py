@@ -1,4 +1,4 @@
-"""Pictures of every kind as upright RGB: one conversion for training, for scoring and for the client.
+"""Images of every kind as upright RGB: one conversion for training, for scoring and for the client.
 
 The served model ``toco_image`` converts alike, in code of its own that runs inside Triton.
 """
@@ -32,7 +32,7 @@ _UPRIGHT = {
 _THROUGH = {"La": "LA", "P": "RGBA"}  # from La Pillow knows no other way, and from P it would warn of transparency
 
 
-def open_picture(file: Path | BinaryIO) -> Image.Image:
+def open_image(file: Path | BinaryIO) -> Image.Image:
     """Open a JPEG, PNG, WebP, BMP or TIFF by its header: no pixel is decoded yet.
 
     Raises:
@@ -43,32 +43,32 @@ def open_picture(file: Path | BinaryIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below says more
-            picture = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise DataError(f"it has far more than {MAX_IMAGE_PIXELS:,} pixels, the most that is read") from error
-    if picture.width * picture.height > MAX_IMAGE_PIXELS:
-        size = f"{picture.width} x {picture.height}"
-        picture.close()
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        size = f"{image.width} x {image.height}"
+        image.close()
         raise DataError(f"it is {size} px, and {MAX_IMAGE_PIXELS:,} pixels are the most that is read")
-    return picture
+    return image
 
 
-def orientation(picture: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) where there is none or it cannot be read."""
     try:
-        return int(picture.getexif().get(_EXIF_ORIENTATION, 1))
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged metadata is no reason to refuse pixels that are whole
         return 1
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says; of an animated one this is the first frame."""
-    picture.load()  # first: it turns a TIFF by itself and takes the mark away
-    turn = _UPRIGHT.get(orientation(picture))
-    return picture if turn is None else picture.transpose(turn)
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says; of an animated one this is the first frame."""
+    image.load()  # first: it turns a TIFF by itself and takes the mark away
+    turn = _UPRIGHT.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB.
 
     Transparency is ignored: the colours below it count. Of 16-bit levels the high byte is kept.
@@ -76,16 +76,16 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Raises:
         DataError: Its levels have no known range, or (in Pillow's words) its colours cannot be converted.
     """
-    if picture.mode == "F":
+    if image.mode == "F":
         raise DataError("its levels are floating-point numbers, expected whole ones of 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture)
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
         low, high = int(levels.min()), int(levels.max())
         if low < 0 or high > 0xFFFF:
             raise DataError(f"its levels go from {low} to {high}, expected 0 to 65535")
-        picture = Image.fromarray((levels >> 8).astype(np.uint8))
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
     try:
-        return picture.convert(_THROUGH.get(picture.mode, "RGB")).convert("RGB")
+        return image.convert(_THROUGH.get(image.mode, "RGB")).convert("RGB")
     except ValueError as error:
         raise DataError(str(error)) from error
 
@@ -94,37 +94,37 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the pictures of a folder in order, without those that are the mask of another (same stem, PNG)."""
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    photographs = {p.stem for p in pictures if p.suffix.lower() != ".png"}
-    return [p for p in pictures if p.suffix.lower() != ".png" or p.stem not in photographs]
+    """Return the images of a folder in order, without those that are the mask of another (same stem, PNG)."""
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    photographs = {p.stem for p in images if p.suffix.lower() != ".png"}
+    return [p for p in images if p.suffix.lower() != ".png" or p.stem not in photographs]
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a picture whole, upright, as RGB.
+    """Decode an image whole, upright, as RGB.
 
     JPEG, PNG, WebP, BMP and TIFF are read, whatever the file's suffix says; of an animated one, the first frame. The
-    EXIF orientation is followed. Grey, palette, CMYK and 1-bit pictures become RGB, 16-bit ones keep their high byte,
+    EXIF orientation is followed. Grey, palette, CMYK and 1-bit images become RGB, 16-bit ones keep their high byte,
     and transparency is ignored: the colours below it count.
 
     Raises:
         DataError: It is missing, truncated, damaged or of another kind, has more than
             ``toco_core.images.MAX_IMAGE_PIXELS`` (told by its header: nothing is decoded), or levels of no known range.
     """
-    with opened(path) as picture:
-        return to_rgb(upright(picture))
+    with opened(path) as image:
+        return to_rgb(upright(image))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Give a picture whose header was read; all that goes wrong with it in the block becomes one sentence.
+    """Give an image whose header was read; all that goes wrong with it in the block becomes one sentence.
 
     Raises:
         DataError: See ``read_image``.
     """
     try:
-        with open_picture(path) as picture:
-            yield picture
+        with open_image(path) as image:
+            yield image
     except FileNotFoundError as error:
         raise DataError(f"image {path} is missing; restore it or take it out of the list of images") from error
     except UnidentifiedImageError as error:
@@ -132,6 +132,6 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"image {path} cannot be decoded ({reason}); replace it or take it out of the data") from error
     except DataError as error:
         raise DataError(f"image {path} cannot be used: {error}; convert it or take it out of the data") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged data, and each is this picture's fault
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged data, and each is this image's fault
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {path} cannot be decoded ({reason}); replace it or take it out of the data") from error

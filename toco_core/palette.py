@@ -1,4 +1,4 @@
-"""Label maps as pictures: palette PNGs and overlays, in the VOC colours or others.
+"""Label maps as images: palette PNGs and overlays, in the VOC colours or others.
 
 A palette is uint8 ``[L, 3]`` RGB, the colours of the labels 0..L - 1; the labels beyond have those of VOC.
 """

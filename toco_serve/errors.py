@@ -39,7 +39,7 @@ class DeadlineError(ServeError):
     """No answer came in the time that was given."""
 
 
-def understood(error: Any, url: str, timeout_s: float) -> TocoError:
+def error_from_triton(error: Any, url: str, timeout_s: float) -> TocoError:
     """Say what an ``InferenceServerException`` of tritonclient means.
 
     Args:

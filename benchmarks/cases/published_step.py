@@ -29,17 +29,17 @@ from toco_train.kernels.token_linear import TokenLinear
 from toco_train.method.cam import multi_scale_cam, valid_cam
 from toco_train.method.local_crops import local_crops
 from toco_train.method.losses import balanced_segmentation_loss, class_token_contrast, classification_loss
-from toco_train.method.objective import Losses, TokenContrast
+from toco_train.method.objective import Losses, ToCoObjective
 from toco_train.method.pseudo_label import inside_boxes, roi_mask
 from toco_train.models.toco import ToCo, ToCoOutput
 
 
-class PlainTokenContrast(TokenContrast):
+class PlainTokenContrast(ToCoObjective):
     """The training objective with no work shared.
 
     Args:
         model: The network; ``materialised_attention`` changes it.
-        cam: As for ``TokenContrast``, and so are the next three.
+        cam: As for ``ToCoObjective``, and so are the next three.
         contrast: See there.
         regularization: See there.
         weights: See there.

@@ -18,14 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import toco_train.method.objective
 from benchmarks.cases.published_step import PlainTokenContrast, leave_products_to_pytorch, materialise_attention
+from benchmarks.harness.images import write_images
 from benchmarks.harness.peaks import DTYPES, Precision, tensor_float32
 from benchmarks.harness.phase_clock import PhaseClock
-from benchmarks.harness.pictures import write_pictures
 from benchmarks.harness.timing import interleaved, synchronise
 from toco_train.config import Phase, TrainConfig
 from toco_train.data.augmentation import Augmentation
 from toco_train.data.loader import Batch, training_batches
-from toco_train.method.objective import Losses, TokenContrast
+from toco_train.method.objective import Losses, ToCoObjective
 from toco_train.models.toco import ToCo
 from toco_train.training.cuda_graph import GraphedStep, TakeStep
 from toco_train.training.optimizer import build_optimizer
@@ -102,9 +102,9 @@ class TrainingRun:
             self.update()
 
 
-def build_objective(schedule: Schedule, config: TrainConfig, model: ToCo) -> TokenContrast:
+def build_objective(schedule: Schedule, config: TrainConfig, model: ToCo) -> ToCoObjective:
     """Return the training objective of a schedule, on the device of the network."""
-    kind = PlainTokenContrast if schedule == "plain" else TokenContrast
+    kind = PlainTokenContrast if schedule == "plain" else ToCoObjective
     objective = kind(model, cam=config.cam, contrast=config.contrast, regularization=config.regularization,
                      weights=config.weights)  # fmt: skip
     return objective.to(model.classifier.weight.device).train()
@@ -174,7 +174,7 @@ def loading_rate(config: TrainConfig, batches: int = 6) -> float:
         with tempfile.TemporaryDirectory() as folder:
             augmentation = Augmentation(config.augmentation, config.model.image_size)
             stream = training_batches(
-                write_pictures(Path(folder), 16), augmentation, batch_size=config.batch_size, num_workers=0, seed=0
+                write_images(Path(folder), 16), augmentation, batch_size=config.batch_size, num_workers=0, seed=0
             )
             next(stream)
             seconds = interleaved({"batch": partial(next, stream)}, torch.device("cpu"), batches, time.thread_time)

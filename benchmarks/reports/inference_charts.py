@@ -1,4 +1,4 @@
-"""The pictures of an inference report: latency and throughput over the grid, and the roofline."""
+"""The images of an inference report: latency and throughput over the grid, and the roofline."""
 
 from __future__ import annotations
 

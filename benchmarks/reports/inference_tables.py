@@ -33,12 +33,12 @@ same type (for int8 that of fp32, so int8 may pass it) and a triad over arrays l
 reads and one write."""
 
 
-def as_markdown(result: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str:
+def as_markdown(result: Mapping[str, Any], images: Sequence[Path] = ()) -> str:
     """Return the tables, with what they were measured on and how.
 
     Args:
         result: What the report's JSON holds.
-        pictures: Files beside it that show the same.
+        images: Files beside it that show the same.
     """
     cells, setting = result["cells"], result["setting"]
     speed = f"speed against {setting['reference']}"
@@ -48,7 +48,7 @@ def as_markdown(result: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str
     return "\n\n".join([
         f"# Inference: {result['backbone']}",
         provenance_text(result["provenance"]),
-        *(f"![{path.stem}]({path.name})" for path in pictures),
+        *(f"![{path.stem}]({path.name})" for path in images),
         "## Latency",
         markdown_table(timing_headings, [_timing_row(cell) for cell in cells]),
         *(f"Left out: {name}: {reason}" for name, reason in result["left_out"].items()),

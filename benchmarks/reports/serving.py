@@ -1,4 +1,4 @@
-"""The tables and the picture of a serving report."""
+"""The tables and the image of a serving report."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def roughness(view: torch.Tensor) -> torch.Tensor:
 
 @cache
 def drawn(name: str) -> np.ndarray:
-    """Statistics of views of one picture, a row each: box, means and roughness of the three renderings."""
+    """Statistics of views of one image, a row each: box, means and roughness of the three renderings."""
     image = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 48, 3), dtype=np.uint8))
     augment = variants(SIZE)[name]
     torch.manual_seed(0)

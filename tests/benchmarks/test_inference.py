@@ -109,8 +109,8 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Inference: demo\n")
     assert "![report-roofline](report-roofline.png)" in text
-    with Image.open(tmp_path / "report-roofline.png") as picture:
-        assert picture.width > 600
+    with Image.open(tmp_path / "report-roofline.png") as image:
+        assert image.width > 600
     assert not (tmp_path / "report.png").exists(), "one size and batch are no grid"
     return json.loads((tmp_path / "report.json").read_text())
 

@@ -8,7 +8,7 @@ from PIL import Image
 from benchmarks.serving import main
 
 
-def test_the_report_holds_single_calls_loads_and_a_picture(tmp_path: Path):
+def test_the_report_holds_single_calls_loads_and_a_image(tmp_path: Path):
     arguments = [
         "--repeats",
         "3",
@@ -43,5 +43,5 @@ def test_the_report_holds_single_calls_loads_and_a_picture(tmp_path: Path):
         assert load["answers"] > 0
         assert 0 < load["p50_ms"] <= load["p90_ms"] <= load["p99_ms"]
     assert "## Closed loop, tensors by gRPC" in (tmp_path / "report.md").read_text()
-    with Image.open(tmp_path / "report.png") as picture:
-        assert picture.width > 1000
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.width > 1000

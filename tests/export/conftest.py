@@ -24,7 +24,7 @@ from toco_train.runs.load import load_run
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder as toco-train leaves it, with the pictures that it was "trained" on."""
+    """A run folder as toco-train leaves it, with the images that it was "trained" on."""
     data = tmp_path_factory.mktemp("data")
     images, _ = colour_blocks(np.random.default_rng(1), 8)
     for index, image in enumerate(images):

@@ -35,7 +35,7 @@ from toco_train.config import (
 )
 from toco_train.data.loader import Batch
 from toco_train.method.losses import dense_energy_loss
-from toco_train.method.objective import Losses, TokenContrast
+from toco_train.method.objective import Losses, ToCoObjective
 from toco_train.method.par import PixelAdaptiveRefinement
 from toco_train.models.toco import ToCo
 from toco_train.training.cuda_graph import GraphedStep
@@ -71,8 +71,8 @@ def _model() -> ToCo:
     return ToCo(CONFIG)
 
 
-def _objective(device: torch.device) -> TokenContrast:
-    objective = TokenContrast(
+def _objective(device: torch.device) -> ToCoObjective:
+    objective = ToCoObjective(
         _model(),
         cam=CamConfig(),
         contrast=ContrastConfig(num_local_crops=4, local_crop_size=24, negative_ratio=0.9),
@@ -153,7 +153,7 @@ def test_a_step_that_is_replayed_as_a_graph_gives_losses_and_weights_of_one_that
         objective = _objective(GPU)
         optimizer = build_optimizer(objective.model, OptimizerConfig())
 
-        def take(batch: Batch, phase: Phase, objective: TokenContrast = objective) -> Losses:
+        def take(batch: Batch, phase: Phase, objective: ToCoObjective = objective) -> Losses:
             losses = objective(batch, phase)
             losses.total.backward()
             return replace(losses, total=losses.total.detach())

@@ -197,7 +197,7 @@ def test_a_backend_of_tritons_own_gets_the_fp16_file_and_no_python_code(onnx_fil
     assert parameters(config).keys() >= {"classes", "patch_size"}, "the client reads them"
     assert not parameters(config).keys() & {"onnx_fp32", "num_threads"}
     assert not (artefact_folder(folder) / "model.py").exists()
-    assert (folder / "toco_image/1/model.py").exists(), "pictures are decoded in python whatever executes the network"
+    assert (folder / "toco_image/1/model.py").exists(), "images are decoded in python whatever executes the network"
 
 
 def test_what_tritons_own_backend_is_told_of_input_and_output_is_what_the_graph_has(onnx_file, folder):

@@ -19,7 +19,7 @@ def source_of(folder: Path, samples: tuple[Sample, ...]) -> DataSource:
 
 
 def noise_source(folder: Path, number: int) -> DataSource:
-    """Write pictures of smooth noise, 40 px wide and up to twice that, with labels (), (1,), (2,), (1, 2), (), ..."""
+    """Write images of smooth noise, 40 px wide and up to twice that, with labels (), (1,), (2,), (1, 2), (), ..."""
     draw = np.random.default_rng(0)
     samples = []
     for index in range(number):

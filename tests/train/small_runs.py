@@ -1,4 +1,4 @@
-"""Runs of ``toco-train`` that take seconds: a tiny network on a few small pictures."""
+"""Runs of ``toco-train`` that take seconds: a tiny network on a few small images."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take out what a tiny run spends most of its time on: the usual projection head, and drawing with matplotlib."""
     give_a_small_projection(monkeypatch)
     monkeypatch.setattr("toco_train.commands.train._report", lambda *_: None)
-    monkeypatch.setattr("toco_train.training.run_folder.save_grid", _save_first_picture)
+    monkeypatch.setattr("toco_train.training.run_folder.save_grid", _save_first_image)
 
 
-def _save_first_picture(path: Path, rows: Sequence[Sequence[UInt8Array]], *_: object, **__: object) -> None:
+def _save_first_image(path: Path, rows: Sequence[Sequence[UInt8Array]], *_: object, **__: object) -> None:
     with atomic_path(path) as temporary:
         Image.fromarray(np.ascontiguousarray(rows[0][0])).save(temporary)
 
 
 def small_shapes(folder: Path) -> Path:
-    """Write 16 pictures of 64 px with masks: 13 to train on, 3 to validate."""
+    """Write 16 images of 64 px with masks: 13 to train on, 3 to validate."""
     assert toco_shapes([str(folder), "--images", "16", "--size", "64", "--seed", "3"]) == 0
     return folder
 

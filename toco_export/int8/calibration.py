@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toco_core.palette import UInt8Array
 from toco_export.graph import ServedModel, exported_model
 from toco_export.onnx.reduced import product_layers
-from toco_export.segmenters import torch_segmenter
+from toco_export.runtimes import torch_segmenter
 from toco_train.models.toco import ToCo
 
 INPUT_STEPS = 127  # of int8, either way from 0

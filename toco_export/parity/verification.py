@@ -21,7 +21,7 @@ from toco_core.errors import ExportError
 from toco_core.manifest import Parity, Precision, Shape
 from toco_core.palette import UInt8Array
 from toco_export.parity.images import load_images
-from toco_export.segmenters import Answer, Segmenter
+from toco_export.runtimes import Answer, InferenceBackend
 
 # Which size each image in turn is for: the full size costs several times what the others do, so it gets fewer.
 DEAL = (0, 1, 0, 1, 2)
@@ -49,7 +49,7 @@ class Candidate:
     name: str
     precision: Precision
     min_agreement: float
-    open: Callable[[], Segmenter]
+    open: Callable[[], InferenceBackend]
     is_artefact: bool = True
 
 
@@ -206,7 +206,7 @@ def _remedy(precision: Precision) -> str:
     return f"export without {precision}, check with images like those of training (--images), or train longer"
 
 
-def _run(segment: Segmenter, cases: Sequence[UInt8Array], *, timed: bool) -> list[tuple[Answer, float | None]]:
+def _run(segment: InferenceBackend, cases: Sequence[UInt8Array], *, timed: bool) -> list[tuple[Answer, float | None]]:
     """Segment each case, and time those of one image, in milliseconds, once something of their size has run."""
     run = []
     warm: set[tuple[int, ...]] = set()

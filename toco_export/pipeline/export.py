@@ -31,7 +31,7 @@ from toco_export.pipeline.description import describe_artefact, describe_export
 from toco_export.pipeline.loading import Source
 from toco_export.pipeline.stages import Stage, Stages
 from toco_export.reports.export_report import ExportReport
-from toco_export.segmenters import Answer, Segmenter, open_onnx, torch_segmenter
+from toco_export.runtimes import Answer, InferenceBackend, open_onnx, torch_segmenter
 from toco_export.tensorrt.builder import LIBRARIES, BuildOptions, build_engine
 from toco_export.tensorrt.container import build_in_container
 from toco_export.tensorrt.engine_report import EngineReport
@@ -194,7 +194,7 @@ class Export:
             self._add(stage, describe_artefact(external_data(path), "onnx-data", precision))
         self._add(stage, describe_artefact(path, "onnx", precision, kept))
 
-    def _open(self, path: Path) -> Segmenter:
+    def _open(self, path: Path) -> InferenceBackend:
         """Open an ONNX file, and note what ONNX Runtime made of it."""
         session = open_onnx(path)
         fused = ", ".join(f"{name} {count}" for name, count in sorted(session.fused.items())) or "none"

@@ -14,7 +14,7 @@ from toco_core.files import write_atomic
 from toco_core.html import page, table
 from toco_core.manifest import Manifest, Parity
 from toco_export.parity.verification import Verification
-from toco_export.reports.pictures import comparison_strip
+from toco_export.reports.comparison_images import comparison_strip
 
 HTML_FILE, MARKDOWN_FILE = "export_report.html", "export_report.md"
 
@@ -52,7 +52,7 @@ class ExportReport:
         return f"PASS: all {count} comparisons with PyTorch fp32 are inside their limits"
 
     def markdown(self) -> str:
-        """Return the report as Markdown; pictures are in the other form."""
+        """Return the report as Markdown; images are in the other form."""
         parts = [f"# Export of {self.manifest.backbone}", f"**{self.verdict()}**", *self.verification.failures]
         for title, headings, rows in self._tables():
             lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]

@@ -40,8 +40,8 @@ def decoded(answer_format: AnswerFormat, mask: Any, confidence: Any) -> tuple[UI
 
 def _png_levels(data: bytes) -> UInt8Array:
     """Return the levels of a greyscale PNG."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-        return np.asarray(picture)
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        return np.asarray(image)
 
 
 def _drawn(regions: bytes, shape: tuple[int, ...]) -> UInt8Array:

@@ -18,7 +18,7 @@ from toco_serve.client.exchange import Conversation, opening
 from toco_serve.client.images import ImageInput
 from toco_serve.client.retry import Retry
 from toco_serve.client.segmentation import Outcome, Segmentation
-from toco_serve.client.shared_memory import Regions
+from toco_serve.client.shared_memory import SharedMemoryPool
 from toco_serve.client.steps import Call, Exchange, Step, T, Work
 from toco_serve.errors import UnreachableError
 
@@ -45,7 +45,7 @@ class AsyncClient:
         self._timeout_s = timeout_s
         self._retry = retry
         self._answer_format = answer_format
-        self._regions = Regions() if shared_memory else None
+        self._regions = SharedMemoryPool() if shared_memory else None
         self._channel_arguments = channel_arguments(url, tls)
         self._triton: Any = None
         self._conversation: Conversation | None = None

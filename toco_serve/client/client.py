@@ -18,7 +18,7 @@ from toco_serve.client.exchange import Conversation, opening
 from toco_serve.client.images import ImageInput
 from toco_serve.client.retry import Retry
 from toco_serve.client.segmentation import Outcome, Segmentation
-from toco_serve.client.shared_memory import Regions
+from toco_serve.client.shared_memory import SharedMemoryPool
 from toco_serve.client.steps import Call, Exchange, Step, T, Work
 from toco_serve.errors import UnreachableError
 
@@ -59,7 +59,7 @@ class Client:
         check_answer_format(answer_format)
         self.url = url
         self._triton = grpc.InferenceServerClient(**channel_arguments(url, tls))
-        self._regions = Regions() if shared_memory else None
+        self._regions = SharedMemoryPool() if shared_memory else None
         try:
             model = self._take(opening(url, timeout_s, self._regions))
             self._conversation = Conversation(url, timeout_s, retry, answer_format, self._regions, model)

@@ -24,17 +24,17 @@ from toco_serve.client.answers import OUTPUTS, AnswerFormat, decoded
 from toco_serve.client.images import ImageInput, encoded, rgb_pixels
 from toco_serve.client.retry import Retry
 from toco_serve.client.segmentation import Segmentation
-from toco_serve.client.shared_memory import Regions
+from toco_serve.client.shared_memory import SharedMemoryPool
 from toco_serve.client.steps import Call, Exchange, Pause, Work
 from toco_serve.client.tiling import padded, tiles
-from toco_serve.errors import DeadlineError, StoppingError, TransientError, no_server, understood
+from toco_serve.errors import DeadlineError, StoppingError, TransientError, error_from_triton, no_server
 
 CONNECT_TIMEOUT_S = 5.0
 STOPPING_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ServerInfo:
     """What the server says of itself.
 
     Attributes:
@@ -50,7 +50,7 @@ class ServedModel:
     max_batch: int
 
 
-def opening(url: str, timeout_s: float, regions: Regions | None) -> Exchange[ServedModel]:
+def opening(url: str, timeout_s: float, regions: SharedMemoryPool | None) -> Exchange[ServerInfo]:
     """Ask a server what it serves, once and not for long, and share memory with it if there is any.
 
     Raises:
@@ -61,7 +61,7 @@ def opening(url: str, timeout_s: float, regions: Regions | None) -> Exchange[Ser
     try:
         response = yield Call("get_model_config", {"model_name": "toco", "client_timeout": allowed_s})
     except InferenceServerException as error:
-        failure = understood(error, url, allowed_s)
+        failure = error_from_triton(error, url, allowed_s)
         raise (no_server(url) if isinstance(failure, DeadlineError) else failure) from error
     config = response.config
     if not {"classes", "palette"} <= config.parameters.keys() or not config.model_warmup:
@@ -74,8 +74,8 @@ def opening(url: str, timeout_s: float, regions: Regions | None) -> Exchange[Ser
         try:
             yield from regions.opening(height * width * 3, time.monotonic() + allowed_s)
         except InferenceServerException as error:
-            raise understood(error, url, allowed_s) from error
-    return ServedModel(tuple(classes), np.array(palette, np.uint8), (height, width), config.max_batch_size)
+            raise error_from_triton(error, url, allowed_s) from error
+    return ServerInfo(tuple(classes), np.array(palette, np.uint8), (height, width), config.max_batch_size)
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Conversation:
     timeout_s: float
     retry: Retry
     answer_format: AnswerFormat
-    regions: Regions | None
-    model: ServedModel
+    regions: SharedMemoryPool | None
+    model: ServerInfo
 
     def segment(self, image: ImageInput, timeout_s: float | None) -> Exchange[Segmentation]:
         """Ask for one image of any size; see ``Client.segment``."""
@@ -155,7 +155,7 @@ class Conversation:
                 mask, confidence = (result.as_numpy(name) for name in names)
                 return mask, confidence
             except InferenceServerException as error:
-                failure = understood(error, self.url, allowed_s)
+                failure = error_from_triton(error, self.url, allowed_s)
                 # While a server stops nothing is wrong: its successor may be there already, but takes no new connection
                 # of ours before the old one is closed.
                 pause = STOPPING_PAUSE_S if isinstance(failure, StoppingError) else next(pauses, None)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from toco_core.errors import DataError
-from toco_core.images import open_picture, to_rgb, upright
+from toco_core.images import open_image, to_rgb, upright
 from toco_core.palette import UInt8Array
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | npt.NDArray[Any]
@@ -29,9 +29,9 @@ def encoded(image: ImageInput) -> bytes:
         return image
     if isinstance(image, (str, Path)):
         return _file_content(Path(image))
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(_checked(image))
+    pil_image = image if isinstance(image, Image.Image) else Image.fromarray(_checked(image))
     buffer = io.BytesIO()
-    _png_mode(picture).save(buffer, format="PNG", compress_level=1)
+    _png_mode(pil_image).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -47,20 +47,20 @@ def rgb_pixels(image: ImageInput) -> UInt8Array:
         return _rgb(image)
     data = io.BytesIO(encoded(image))
     try:
-        with open_picture(data) as opened:
+        with open_image(data) as opened:
             return _rgb(upright(opened))
     except (OSError, DataError) as error:
         raise DataError(f"the image cannot be decoded: {error}") from error
 
 
-def _rgb(picture: Image.Image) -> UInt8Array:
+def _rgb(image: Image.Image) -> UInt8Array:
     """Convert any mode, as the server does."""
-    return np.asarray(to_rgb(picture))
+    return np.asarray(to_rgb(image))
 
 
-def _png_mode(picture: Image.Image) -> Image.Image:
+def _png_mode(image: Image.Image) -> Image.Image:
     """Convert what PNG cannot hold."""
-    return picture if picture.mode in {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"} else Image.fromarray(_rgb(picture))
+    return image if image.mode in {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"} else Image.fromarray(_rgb(image))
 
 
 def _file_content(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from toco_core.errors import DataError, TocoError
 from toco_core.palette import UInt8Array, overlay, save_mask
 from toco_core.rle import Rle, encode_rle
 from toco_serve.client.images import ImageInput, rgb_pixels
-from toco_serve.client.regions import Int32Array, outlines
+from toco_serve.client.polygons import Int32Array, mask_to_polygons
 
 BACKGROUND = "background"
 
@@ -47,10 +47,10 @@ class Segmentation:
         """Return the borders of each class that occurs, in the order of the labels.
 
         Each is a list of rings int32 ``[N, 2]`` of (x, y) along the pixels' edges, clockwise, those of holes the other
-        way; see ``toco_serve.client.regions.outlines``. COCO's own polygons know no holes: take ``rles`` where they
+        way; see ``mask_to_polygons``. COCO's own polygons know no holes: take ``rles`` where they
         count.
         """
-        return {name: outlines(self.mask == label) for label, name in self._present()}
+        return {name: mask_to_polygons(self.mask == label) for label, name in self._present()}
 
     def _present(self) -> list[tuple[int, str]]:
         """Return the labels of classes that occur, with their names."""

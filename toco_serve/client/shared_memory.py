@@ -24,7 +24,7 @@ IN_USE_PAUSE_S = 0.02
 FOLDER = Path("/dev/shm")
 
 
-class Regions:
+class SharedMemoryPool:
     """The regions of one client; may be used from several threads.
 
     A region is registered with the server once, under a name of its own, and serves one request at a time. A request

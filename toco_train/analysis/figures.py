@@ -105,10 +105,10 @@ def _draw(axis: Axes, pixels: UInt8Array | None, marked: PlaceInImage | None) ->
 
 
 def _shown(place: PlaceInImage) -> UInt8Array:
-    """Return the picture, no larger than it is seen, uint8 ``[H, W, 3]``."""
-    picture = place.picture.copy()
-    picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
-    return np.asarray(picture)
+    """Return the image, no larger than it is seen, uint8 ``[H, W, 3]``."""
+    image = place.image.copy()
+    image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
+    return np.asarray(image)
 
 
 def _fitted(values: npt.NDArray[np.float32], image: UInt8Array) -> npt.NDArray[np.float32]:

@@ -49,10 +49,10 @@ class Subject:
     model: ToCo | None = None
     cam_scales: tuple[float, ...] = ()
 
-    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return pictures as the backbone takes them, float ``[B, 3, S, S]``."""
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return images as the backbone takes them, float ``[B, 3, S, S]``."""
         device = next(self.backbone.parameters()).device
-        return square_images(pictures, self.image_size, mean=self.mean, std=self.std, device=device)
+        return square_images(images, self.image_size, mean=self.mean, std=self.std, device=device)
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class PlaceInImage:
 
     Attributes:
         sample: The image.
-        picture: Its pixels, H x W.
+        image: Its pixels, H x W.
         point: The place: x and y as shares of width and height, 0 to 1.
         views: One for each network.
     """
 
     sample: Sample
-    picture: Image.Image
+    image: Image.Image
     point: Point
     views: tuple[PatchView, ...]
 
@@ -167,7 +167,7 @@ def similarity_by_block(
         progress: Called with the number of images of each batch that is done.
 
     Raises:
-        DataError: A picture cannot be read.
+        DataError: An image cannot be read.
 
     Source: ToCo (CVPR 2023), section 3.2: cosine similarity of patch tokens over the blocks of a ViT. The final norm
     stands apart, since PTC acts on tokens after it; |cos| as in METHOD.md, step 3.
@@ -183,15 +183,15 @@ def similarity_by_block(
 
 
 @torch.no_grad()
-def similarity_map(subject: Subject, picture: Image.Image, point: Point) -> Tensor:
+def similarity_map(subject: Subject, image: Image.Image, point: Point) -> Tensor:
     """Return |cosine| of the final patch tokens with the one at a point, float ``[h, w]`` on the CPU.
 
     Args:
         subject: The network.
-        picture: The image, RGB.
+        image: The image, RGB.
         point: x and y as shares of width and height, 0 to 1.
     """
-    tokens = F.normalize(subject.backbone(subject.images([picture])).patch_tokens[0].float(), dim=0)
+    tokens = F.normalize(subject.backbone(subject.images([image])).patch_tokens[0].float(), dim=0)
     height, width = tokens.shape[1:]
     row, column = token_at(point, height, width)
     return torch.einsum("d,dhw->hw", tokens[:, row, column], tokens).abs().clamp(max=1).cpu()
@@ -213,17 +213,17 @@ def look_at(subjects: Sequence[Subject], sample: Sample, point: Point | None) ->
             strongest, so that no network chooses alone; the centre where there is no CAM.
 
     Raises:
-        DataError: The picture cannot be read.
+        DataError: The image cannot be read.
     """
-    picture = read_image(sample.image)
+    image = read_image(sample.image)
     cams = [_strongest_cam(subject, sample) for subject in subjects]
     if point is None:
         point = _strongest_point([cam for cam in cams if cam is not None])
     views = tuple(
-        PatchView(subject.name, similarity_map(subject, picture, point).numpy(), None if cam is None else cam.numpy())
+        PatchView(subject.name, similarity_map(subject, image, point).numpy(), None if cam is None else cam.numpy())
         for subject, cam in zip(subjects, cams, strict=True)
     )
-    return PlaceInImage(sample, picture, point, views)
+    return PlaceInImage(sample, image, point, views)
 
 
 def _strongest_cam(subject: Subject, sample: Sample) -> Tensor | None:

@@ -77,7 +77,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     check.add_argument("--coco-year", type=int, metavar="YEAR", help="which COCO, where the folder holds several years")
     check.add_argument("--seed", type=int, default=0, help="seed of the split, as for training")
-    check.add_argument("--tiny", type=int, default=32, metavar="PX", help="call a picture with a shorter side tiny")
+    check.add_argument("--tiny", type=int, default=32, metavar="PX", help="call an image with a shorter side tiny")
     check.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="threads that read")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there, every name in it")
     arguments = parser.parse_args(argv)

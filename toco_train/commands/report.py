@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``toco-report``."""
     parser = CommandParser(
         PROG,
-        f"Write {REPORT_FILE} into a run folder, as toco-train does at its end: curves, scores, pictures, time and "
+        f"Write {REPORT_FILE} into a run folder, as toco-train does at its end: curves, scores, images, time and "
         "settings, in one page that needs no network. The network is scored anew where images have masks.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of toco-train")

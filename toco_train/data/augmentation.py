@@ -39,7 +39,7 @@ class Views:
 class Augmentation:
     """Draw the views of an image, from torch's global generator alone.
 
-    Geometry and colours are drawn on Pillow's pictures, whose resampling reads only the part of the source that ends up
+    Geometry and colours are drawn on Pillow's images, whose resampling reads only the part of the source that ends up
     in the crop, and whose way to hue and back takes half the time of that on tensors (benchmarks/data_loading.py).
 
     Source: METHOD.md, step 4 and recipes. Deviation: the geometry is drawn once per image and shared by view 1, the
@@ -61,7 +61,7 @@ class Augmentation:
         self._solarize = v2.RandomSolarize(threshold=128, p=config.solarize_view2)
 
     def __call__(self, image: Image.Image) -> Views:
-        """Return the views of an RGB picture of any size."""
+        """Return the views of an RGB image of any size."""
         crop, box = self._random_crop(image)
         return Views(
             view1=self._render(crop, self._config.blur_view1),
@@ -94,7 +94,7 @@ class Augmentation:
 
 
 def _part_of_resized(image: Image.Image, size: tuple[int, int], part: tuple[int, int, int, int]) -> Image.Image:
-    """Return part of a picture resized to ``size``, at most one grey level off resizing all of it and then cropping."""
+    """Return part of an image resized to ``size``, at most one grey level off resizing all of it and then cropping."""
     across, down = image.width / size[0], image.height / size[1]
     left, top, right, bottom = part
     source = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))

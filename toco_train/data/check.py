@@ -49,11 +49,11 @@ KINDS: Mapping[str, Kind] = {
     ),
     "unscored_class": Kind("look", "classes in no validation image", "their scores will be blank; add images of them"),
     "in_both_splits": Kind(
-        "look", "the same picture in both splits", "scores will flatter: delete one, or keep them together (--group-by)"
+        "look", "the same image in both splits", "scores will flatter: delete one, or keep them together (--group-by)"
     ),
-    "duplicate": Kind("look", "the same picture more than once in a split", "delete all but one"),
-    "contradiction": Kind("look", "the same picture with different labels", "label it once, with all that is in it"),
-    "unlisted": Kind("look", "pictures that the labels do not name", "left out; label them to train on them"),
+    "duplicate": Kind("look", "the same image more than once in a split", "delete all but one"),
+    "contradiction": Kind("look", "the same image with different labels", "label it once, with all that is in it"),
+    "unlisted": Kind("look", "images that the labels do not name", "left out; label them to train on them"),
     "tiny": Kind("look", "tiny: a side below {tiny} px", "training enlarges or pads them; larger ones teach more"),
     "enormous": Kind(
         "look", f"enormous: above {ENORMOUS_PIXELS // 10**6} megapixels", "slow to read each time; shrink them once"
@@ -122,7 +122,7 @@ class Examined:
     Attributes:
         problem: The sentence that training would stop with.
         kinds: Names in ``KINDS``.
-        digest: Of the pixels, so that a picture is known again whatever its file; None where it cannot be read.
+        digest: Of the pixels, so that an image is known again whatever its file; None where it cannot be read.
         mask_problem: What is wrong with its mask.
     """
 
@@ -137,7 +137,7 @@ def examine_all(source: DataSource, *, tiny_px: int, num_workers: int) -> Iterat
 
     Args:
         source: The data set.
-        tiny_px: A picture with a shorter side is called tiny.
+        tiny_px: An image with a shorter side is called tiny.
         num_workers: Threads that read.
     """
     tasks = [(sample, False) for sample in source.train] + [(sample, True) for sample in source.val]
@@ -229,7 +229,7 @@ def _classes_without_image(samples: Iterable[Sample], classes: Sequence[str]) ->
 def _add_duplicates(
     found: dict[str, list[str]], source: DataSource, examined: Sequence[tuple[Sample, Examined]]
 ) -> None:
-    """Add the pictures that come more than once."""
+    """Add the images that come more than once."""
     groups: dict[bytes, tuple[list[Sample], list[Sample]]] = defaultdict(lambda: ([], []))
     for place, (sample, result) in enumerate(examined):
         if result.digest is not None:
@@ -247,10 +247,10 @@ def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool
     try:
         with opened(sample.image) as file:
             kinds = _kinds_of_file(file)
-            picture = upright(file)
-            if picture.mode.startswith("I;16") and int(np.asarray(picture).max()) < _DARK_16_BIT:
+            image = upright(file)
+            if image.mode.startswith("I;16") and int(np.asarray(image).max()) < _DARK_16_BIT:
                 kinds.add("dark_16_bit")
-            pixels = np.asarray(to_rgb(picture))
+            pixels = np.asarray(to_rgb(image))
     except DataError as error:
         return Examined(str(error), frozenset(), None)
     height, width = pixels.shape[:2]
@@ -267,21 +267,21 @@ def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool
     return Examined(None, frozenset(kinds), digest, problem)
 
 
-def _kinds_of_file(picture: Image.Image) -> set[str]:
+def _kinds_of_file(image: Image.Image) -> set[str]:
     """Tell what a file is, from its header; what is done about it is ``read_image``'s."""
     kinds = {
-        "cmyk": picture.mode == "CMYK",
-        "transparent": picture.has_transparency_data,
-        "16_bit": picture.mode.startswith("I") or any("16" in raw for raw in _raw_modes(picture)),
-        "rotated": orientation(picture) != 1,
-        "animated": getattr(picture, "is_animated", False),
+        "cmyk": image.mode == "CMYK",
+        "transparent": image.has_transparency_data,
+        "16_bit": image.mode.startswith("I") or any("16" in raw for raw in _raw_modes(image)),
+        "rotated": orientation(image) != 1,
+        "animated": getattr(image, "is_animated", False),
     }
     return {name for name, holds in kinds.items() if holds}
 
 
-def _raw_modes(picture: Image.Image) -> Iterator[str]:
+def _raw_modes(image: Image.Image) -> Iterator[str]:
     """Yield how the pixels are stored; Pillow's mode does not tell 16 bits a colour from 8."""
-    for tile in getattr(picture, "tile", ()):
+    for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         yield from (argument for argument in arguments[:1] if isinstance(argument, str))
 

@@ -56,7 +56,7 @@ class ClassList(FrozenModel):
 
     @property
     def rgb(self) -> UInt8Array:
-        """The colours as pictures take them, uint8 ``[C + 1, 3]``."""
+        """The colours as images take them, uint8 ``[C + 1, 3]``."""
         return np.array(self.colours, np.uint8)
 
 

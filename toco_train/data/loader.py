@@ -60,7 +60,7 @@ class Batch:
 
 
 class _TrainingSet(Dataset[dict[str, object] | str]):
-    """Views of training images, by place in the global order; an unreadable picture gives the sentence that says so."""
+    """Views of training images, by place in the global order; an unreadable image gives the sentence that says so."""
 
     def __init__(self, samples: Sequence[Sample], num_classes: int, augmentation: Augmentation, seed: int) -> None:
         self._samples = samples
@@ -183,7 +183,7 @@ def training_batches(
 
 
 def _complaining(loader: DataLoader[dict[str, object] | str]) -> Iterator[Batch]:
-    """Yield the loader's batches; raise what a picture or a process has to complain of."""
+    """Yield the loader's batches; raise what an image or a process has to complain of."""
     batches = iter(loader)
     while True:
         try:

@@ -14,7 +14,7 @@ from toco_core.palette import IGNORE_INDEX, UInt8Array
 
 _BINARY_THRESHOLD = 127
 _SILHOUETTES = ({IGNORE_INDEX}, {0, IGNORE_INDEX})
-_LABEL_MODES = ("P", "L", "1")  # palette, grey, one bit: the pictures whose numbers are labels
+_LABEL_MODES = ("P", "L", "1")  # palette, grey, one bit: the images whose numbers are labels
 
 
 class Mask(Protocol):
@@ -33,11 +33,11 @@ class Mask(Protocol):
 
 @dataclass(frozen=True)
 class LabelMask:
-    """A palette or grey picture whose numbers are labels.
+    """A palette or grey image whose numbers are labels.
 
     Attributes:
-        path: The picture.
-        refuse_binary: Take a grey picture of nothing but 0 and 255 for an object's silhouette in the wrong place, and
+        path: The image.
+        refuse_binary: Take a grey image of nothing but 0 and 255 for an object's silhouette in the wrong place, and
             refuse it; else its 255 is read as ignore, and a score over it means nothing.
     """
 
@@ -48,23 +48,23 @@ class LabelMask:
         return str(self.path)
 
     def exists(self) -> bool:
-        """Tell whether the picture is there."""
+        """Tell whether the image is there."""
         return self.path.is_file()
 
     def read(self) -> UInt8Array:
         """Return the labels, uint8 ``[H, W]``: 0 background, 1..C, 255 ignore.
 
         Raises:
-            DataError: The picture cannot be decoded, holds colours, or is a silhouette that is refused.
+            DataError: The image cannot be decoded, holds colours, or is a silhouette that is refused.
         """
-        picture = _decoded(self.path)
-        if picture.mode not in _LABEL_MODES:
+        image = _decoded(self.path)
+        if image.mode not in _LABEL_MODES:
             raise DataError(
-                f"mask {self.path} is a picture of mode {picture.mode}, expected a palette or 8-bit grey PNG whose "
+                f"mask {self.path} is an image of mode {image.mode}, expected a palette or 8-bit grey PNG whose "
                 "numbers are labels; convert it"
             )
-        labels = np.array(picture, dtype=np.uint8)
-        if self.refuse_binary and picture.mode == "L" and set(np.unique(labels).tolist()) in _SILHOUETTES:
+        labels = np.array(image, dtype=np.uint8)
+        if self.refuse_binary and image.mode == "L" and set(np.unique(labels).tolist()) in _SILHOUETTES:
             raise DataError(
                 f"mask {self.path} holds only 0 and 255, and 255 means ignore here; write the label of the class "
                 "(1 for the first) instead of 255, or put a mask of one object beside its image, same stem"
@@ -74,11 +74,11 @@ class LabelMask:
 
 @dataclass(frozen=True)
 class BinaryMask:
-    """A grey picture that is above 127 on the object.
+    """A grey image that is above 127 on the object.
 
     Attributes:
-        path: The picture.
-        label: The label of the object; 0 where the image shows nothing, whatever the picture says.
+        path: The image.
+        label: The label of the object; 0 where the image shows nothing, whatever the image says.
     """
 
     path: Path
@@ -88,25 +88,25 @@ class BinaryMask:
         return str(self.path)
 
     def exists(self) -> bool:
-        """Tell whether the picture is there."""
+        """Tell whether the image is there."""
         return self.path.is_file()
 
     def read(self) -> UInt8Array:
         """Return the labels, uint8 ``[H, W]``: 0 or ``label``.
 
         Raises:
-            DataError: The picture cannot be decoded.
+            DataError: The image cannot be decoded.
         """
         grey = np.array(_decoded(self.path).convert("L"))
         return np.where(grey > _BINARY_THRESHOLD, self.label, 0).astype(np.uint8)
 
 
 def _decoded(path: Path) -> Image.Image:
-    """Decode a picture whole."""
+    """Decode an image whole."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
+        with Image.open(path) as image:
+            image.load()
+            return image
     except FileNotFoundError as error:
         raise DataError(f"mask {path} is missing; restore it") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -21,7 +21,7 @@ class Sample:
 
     Attributes:
         name: Name that tells it from the others of its data set; a path without suffix.
-        image: The picture.
+        image: The image.
         labels: Foreground labels present (1..C) in order, possibly none.
         mask: Ground truth, for evaluation only; None where there is none.
     """
@@ -43,8 +43,8 @@ class DataSource:
         train: Samples to train on.
         val: Samples held back.
         description: One sentence: where labels and splits come from.
-        missing: Pictures that the labels name and the disk does not have; they are in neither split.
-        unlisted: Pictures beside the others that the labels say nothing of; they are in neither split.
+        missing: Images that the labels name and the disk does not have; they are in neither split.
+        unlisted: Images beside the others that the labels say nothing of; they are in neither split.
     """
 
     kind: str

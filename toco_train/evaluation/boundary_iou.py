@@ -23,7 +23,7 @@ def boundary_width(height: int, width: int) -> int:
 def boundary_counts(prediction: Tensor, truth: Tensor, num_labels: int) -> Tensor:
     """Count pixels by true and predicted label, where all but those near the edge of their region are "inside".
 
-    A pixel is near the edge if a pixel of another label, or the border of the picture, is at most ``boundary_width``
+    A pixel is near the edge if a pixel of another label, or the border of the image, is at most ``boundary_width``
     rows and columns away. So Boundary IoU is the IoU that these counts give, their last label left out.
 
     Pixels whose truth is 255 are not counted, and the prediction is taken to be 255 there, too, before its edges are
@@ -39,7 +39,7 @@ def boundary_counts(prediction: Tensor, truth: Tensor, num_labels: int) -> Tenso
         int64 ``[num_labels + 1, num_labels + 1]``, rows truth, columns prediction; the last label is "inside".
 
     Source: Cheng et al., "Boundary IoU" (CVPR 2021): region minus its erosion by a 3 x 3 square, ``boundary_width``
-    times, the picture's border taken for an edge; 2 % is their ratio for COCO. The handling of 255 is ours.
+    times, the image's border taken for an edge; 2 % is their ratio for COCO. The handling of 255 is ours.
     """
     width = boundary_width(*truth.shape)
     counted = truth != IGNORE_INDEX

@@ -73,7 +73,7 @@ def evaluate(
         progress: Called with the images that this process has done and has to do.
 
     Raises:
-        DataError: No sample has a mask, or a picture or mask cannot be read, is of another size or holds an unknown
+        DataError: No sample has a mask, or an image or mask cannot be read, is of another size or holds an unknown
             label.
         ConfigError: ``crf`` without the extra.
     """
@@ -128,7 +128,7 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, object]:
 
 
 def _checked_mask(sample: Sample, prediction: Prediction, num_labels: int) -> Tensor:
-    """Return the ground truth, uint8 ``[H, W]``, if it fits the picture and its labels are known."""
+    """Return the ground truth, uint8 ``[H, W]``, if it fits the image and its labels are known."""
     truth = read_mask(sample)
     if truth.shape != prediction.size:
         (height, width), (rows, columns) = prediction.size, truth.shape

@@ -50,7 +50,7 @@ class LabelRecord(FrozenModel):
 class LabelFolder:
     """Pseudo labels on disk; each file is whole or not there.
 
-    ``SegmentationClass/NAME.png`` are palette masks, ``Confidence/NAME.png`` grey pictures,
+    ``SegmentationClass/NAME.png`` are palette masks, ``Confidence/NAME.png`` grey images,
     ``ImageSets/Segmentation/SPLIT.txt`` the names that have a mask, ``classes.yaml`` the classes and their colours,
     ``labels.json`` what the labels were made from, ``contact_sheet.png`` some of them to look at.
 
@@ -115,13 +115,13 @@ class LabelFolder:
 
     def _cells(self, sample: Sample) -> list[UInt8Array]:
         """Return image, label map over it (255 in cream) and confidence, small."""
-        picture = read_image(sample.image)
-        picture.thumbnail((_TILE_PX, _TILE_PX))
-        image = np.asarray(picture)
+        pil_image = read_image(sample.image)
+        pil_image.thumbnail((_TILE_PX, _TILE_PX))
+        image = np.asarray(pil_image)
         with Image.open(self._file(MASKS_FOLDER, sample)) as file:
-            mask = np.array(file.resize(picture.size, Image.Resampling.NEAREST), dtype=np.uint8)
+            mask = np.array(file.resize(pil_image.size, Image.Resampling.NEAREST), dtype=np.uint8)
         with Image.open(self._file(CONFIDENCE_FOLDER, sample)) as file:
-            confidence = np.asarray(file.resize(picture.size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+            confidence = np.asarray(file.resize(pil_image.size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
         return [image, labelled(image, mask, self._class_list.rgb), heat(image, confidence)]
 
     def _file(self, folder: str, sample: Sample) -> Path:

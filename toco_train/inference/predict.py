@@ -1,6 +1,6 @@
-"""What a network makes of pictures: class scores, activation maps and label maps at the pictures' own sizes.
+"""What a network makes of images: class scores, activation maps and label maps at the images' own sizes.
 
-Memory: maps stay at the network's size, and a label map is made at the picture's size in bands of rows: at 12
+Memory: maps stay at the network's size, and a label map is made at the image's size in bands of rows: at 12
 megapixels with 80 classes and three scales that takes 0.15 GB, and scoring it 0.5 GB. A CRF sees at most a megapixel.
 """
 
@@ -31,7 +31,7 @@ _BAND_SCORES = 2**20  # of all labels in one band: 4 MB
 
 
 class SegmentConfig(FrozenModel):
-    """At which sizes the segmentation sees a picture at test time."""
+    """At which sizes the segmentation sees an image at test time."""
 
     scales: tuple[float, ...] = Field((1.0,), min_length=1, description="Factors of the network's image size.")
     flip: bool = Field(False, description="See each scale flipped, too.")
@@ -46,11 +46,11 @@ class SegmentConfig(FrozenModel):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network makes of one picture.
+    """What a network makes of one image.
 
     Attributes:
-        picture: The picture, upright RGB, H x W pixels.
-        labels: Labels that the picture is tagged with (1..C), K of them.
+        image: The image, upright RGB, H x W pixels.
+        labels: Labels that the image is tagged with (1..C), K of them.
         cam: Activation map of each of them, float ``[K, S, S]`` in [0, 1], S the network's image size.
         aux_cam: The same of the auxiliary head.
         seg_logits: Segmentation logits at each scale, float ``[C + 1, h, w]``, background first; with flips the sum
@@ -60,7 +60,7 @@ class Prediction:
         token_similarity: Mean pairwise |cosine| of the final patch tokens.
     """
 
-    picture: Image.Image
+    image: Image.Image
     labels: tuple[int, ...]
     cam: Tensor
     aux_cam: Tensor
@@ -71,13 +71,13 @@ class Prediction:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the picture."""
-        return self.picture.height, self.picture.width
+        """Height and width of the image."""
+        return self.image.height, self.image.width
 
     def seg_mask(self, *, crf: bool = False) -> Tensor:
         """Return the label map of the segmentation, uint8 ``[H, W]`` on the CPU; no tag is used.
 
-        The logits of each scale are resized to the picture, the largest over the scales is taken, then the argmax.
+        The logits of each scale are resized to the image, the largest over the scales is taken, then the argmax.
 
         Args:
             crf: Refine the softmax by a dense CRF first, leaving out labels that are nowhere above 1 %.
@@ -94,7 +94,7 @@ class Prediction:
         return self._refined(kept, probabilities[kept], SEGMENTATION_CRF)
 
     def cam_mask(self, cam: Tensor, background: float, *, crf: bool = False) -> Tensor:
-        """Return the label map of an activation map given the picture's tags, uint8 ``[H, W]`` on the CPU.
+        """Return the label map of an activation map given the image's tags, uint8 ``[H, W]`` on the CPU.
 
         Args:
             cam: ``self.cam`` or ``self.aux_cam``.
@@ -114,8 +114,8 @@ class Prediction:
     def _refined(self, labels: Sequence[int], probabilities: Tensor, config: CrfConfig) -> Tensor:
         """Return the label map of probabilities, ``[L, h, w]``, after a dense CRF at their size."""
         height, width = probabilities.shape[1:]
-        picture = np.asarray(self.picture.resize((width, height), resample=Image.Resampling.BILINEAR))
-        refined = torch.from_numpy(dense_crf(picture, probabilities.cpu().numpy(), config))
+        image = np.asarray(self.image.resize((width, height), resample=Image.Resampling.BILINEAR))
+        refined = torch.from_numpy(dense_crf(image, probabilities.cpu().numpy(), config))
         return label_map([refined], labels, self.size)
 
 
@@ -160,7 +160,7 @@ def _resized_rows(maps: Tensor, rows: Tensor, height: int) -> Tensor:
 
 
 def _crf_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size at which a CRF sees a picture: its own, or about a megapixel if it is larger."""
+    """Return the size at which a CRF sees an image: its own, or about a megapixel if it is larger."""
     height, width = size
     factor = min(1.0, (MAX_CRF_PIXELS / (height * width)) ** 0.5)
     return max(1, round(height * factor)), max(1, round(width * factor))
@@ -174,23 +174,23 @@ def predict(
     batch_size: int,
     segment: SegmentConfig = SegmentConfig(),  # noqa: B008  (frozen)
 ) -> Iterator[Prediction]:
-    """Yield the prediction of each sample in order, from the picture resized to the network's square.
+    """Yield the prediction of each sample in order, from the image resized to the network's square.
 
     Args:
         model: The network, in evaluation mode.
-        samples: Pictures; of their labels only the maps of ``cam`` and ``aux_cam`` depend.
+        samples: Images; of their labels only the maps of ``cam`` and ``aux_cam`` depend.
         scales: Scales of the CAM, each seen flipped, too.
-        batch_size: Pictures a batch.
+        batch_size: Images a batch.
         segment: Scales of the segmentation.
 
     Raises:
-        DataError: A picture cannot be read.
+        DataError: An image cannot be read.
     """
     config, device = model.config, next(model.parameters()).device
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        pictures = [read_image(sample.image) for sample in batch]
-        images = square_images(pictures, config.image_size, mean=config.mean, std=config.std, device=device)
+        pil_images = [read_image(sample.image) for sample in batch]
+        images = square_images(pil_images, config.image_size, mean=config.mean, std=config.std, device=device)
         output = model(images)
         tagged = sorted({label for sample in batch for label in sample.labels}) or [1]
         chosen = [label - 1 for label in tagged]
@@ -199,10 +199,10 @@ def predict(
         )
         seg_logits = _segment(model, images, output.seg_logits, segment)
         similarity = mean_token_similarity(output.patch_tokens).tolist()
-        for index, (sample, picture) in enumerate(zip(batch, pictures, strict=True)):
+        for index, (sample, image) in enumerate(zip(batch, pil_images, strict=True)):
             own = [tagged.index(label) for label in sample.labels]
             yield Prediction(
-                picture=picture,
+                image=image,
                 labels=sample.labels,
                 cam=cams[index, own],
                 aux_cam=aux_cams[index, own],
@@ -214,12 +214,12 @@ def predict(
 
 
 def square_images(
-    pictures: Sequence[Image.Image], side: int, *, mean: Sequence[float], std: Sequence[float], device: torch.device
+    images: Sequence[Image.Image], side: int, *, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Tensor:
-    """Resize pictures to a square and normalise them.
+    """Resize images to a square and normalise them.
 
     Args:
-        pictures: B of them, RGB, of any size.
+        images: B of them, RGB, of any size.
         side: Side of the square in pixels.
         mean: Mean of each channel, images in [0, 1].
         std: Standard deviation of each channel.
@@ -228,8 +228,8 @@ def square_images(
     Returns:
         float32 ``[B, 3, side, side]``.
     """
-    square = [picture.resize((side, side), Image.Resampling.BILINEAR) for picture in pictures]
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in square])).to(device)
+    square = [image.resize((side, side), Image.Resampling.BILINEAR) for image in images]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in square])).to(device)
     centre, width = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
     return (pixels.permute(0, 3, 1, 2).float() / 255 - centre) / width
 

@@ -1,4 +1,4 @@
-"""Grids of pictures to look at: an image, its activation maps, its masks."""
+"""Grids of images to look at: an image, its activation maps, its masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = Sequence[UInt8Array]
 
 def heat(image: UInt8Array, strength: npt.NDArray[np.float32]) -> UInt8Array:
     """Lay a map in [0, 1], ``[H, W]``, over its image, ``[H, W, 3]`` uint8: dark blue is 0, yellow 1."""
-    from matplotlib import colormaps  # noqa: PLC0415  (slow to import, and only pictures need it)
+    from matplotlib import colormaps  # noqa: PLC0415  (slow to import, and only images need it)
 
     colours = colormaps["viridis"](np.clip(strength, 0, 1))[..., :3] * 255
     return (0.35 * image + 0.65 * colours).round().astype(np.uint8)
@@ -35,7 +35,7 @@ def prediction_row(sample: Sample, prediction: Prediction, palette: UInt8Array) 
 
     The maps show the strongest of the classes that the image is tagged with; the truth is left out where there is none.
     """
-    image = np.asarray(prediction.picture)
+    image = np.asarray(prediction.image)
     row = [image]
     for cam in (prediction.aux_cam, prediction.cam):
         strongest = cam.amax(dim=0, keepdim=True) if sample.labels else cam.new_zeros(1, *cam.shape[1:])
@@ -58,11 +58,11 @@ PREDICTION_TITLES = ("image", "aux CAM", "CAM", "predicted mask", "truth")
 
 
 def save_grid(path: Path, rows: Sequence[Row], titles: Sequence[str], class_list: ClassList, caption: str = "") -> None:
-    """Write rows of pictures with column titles and a legend of the classes, as PNG, whole or not at all.
+    """Write rows of images with column titles and a legend of the classes, as PNG, whole or not at all.
 
     Args:
         path: Where to write.
-        rows: For each row its pictures, uint8 ``[H, W, 3]``, at most as many as ``titles``.
+        rows: For each row its images, uint8 ``[H, W, 3]``, at most as many as ``titles``.
         titles: Column titles.
         class_list: Names and colours for the legend.
         caption: One line above everything.
@@ -75,8 +75,8 @@ def save_grid(path: Path, rows: Sequence[Row], titles: Sequence[str], class_list
     for row, cells in zip(rows, axes, strict=True):
         for axis in cells:
             axis.set_axis_off()
-        for picture, axis in zip(row, cells, strict=False):
-            axis.imshow(picture, interpolation="nearest")
+        for image, axis in zip(row, cells, strict=False):
+            axis.imshow(image, interpolation="nearest")
     for title, axis in zip(titles, axes[0], strict=True):
         axis.set_title(title, fontsize=11, pad=5)
     if caption:

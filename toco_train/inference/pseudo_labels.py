@@ -141,11 +141,11 @@ class Labeller:
         return pseudo_label
 
     def _refined(self, prediction: Prediction, maps: Tensor) -> Tensor:
-        """Refine maps ``[L, h, w]`` by PAR on the picture at their size."""
+        """Refine maps ``[L, h, w]`` by PAR on the image at their size."""
         assert self._par is not None
         height, width = maps.shape[1:]
-        picture = np.asarray(prediction.picture.resize((width, height), resample=Image.Resampling.BOX))
-        image = torch.from_numpy(picture.copy()).to(maps.device).permute(2, 0, 1).float() / 255
+        pil_image = np.asarray(prediction.image.resize((width, height), resample=Image.Resampling.BOX))
+        image = torch.from_numpy(pil_image.copy()).to(maps.device).permute(2, 0, 1).float() / 255
         refined: Tensor = self._par(image[None], maps[None])[0]
         return refined
 

@@ -1,4 +1,4 @@
-"""Dense CRF: labels that follow the edges of the picture, after training.
+"""Dense CRF: labels that follow the edges of the image, after training.
 
 ``pydensecrf`` does the work. It is compiled when it is installed, so it is an optional extra: nothing but ``--crf``
 needs it.

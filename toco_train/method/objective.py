@@ -35,7 +35,7 @@ class Losses:
     parts: dict[str, Tensor]
 
 
-class TokenContrast(nn.Module):
+class ToCoObjective(nn.Module):
     """The training objective: a network and all that turns a batch into losses.
 
     Source: METHOD.md, one training step. Same values as published with less work: the teacher reads the student's

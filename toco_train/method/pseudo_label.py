@@ -34,7 +34,7 @@ def three_way_label(cam: Tensor, image_labels: Tensor, low: float, high: float, 
         image_labels: Multi-hot, ``[B, C]``.
         low: At or below it a pixel is background.
         high: Above it a pixel has the strongest class; between the two it is 255.
-        boxes: Part of each picture that is image and not padding, integer ``[B, 4]``: top, bottom, left, right in
+        boxes: Part of each image that is image and not padding, integer ``[B, 4]``: top, bottom, left, right in
             pixels, ends excluded. Outside it the label is 255. None: everything is image.
 
     Returns:
@@ -118,7 +118,7 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
         image_labels: Multi-hot, ``[B, C]``.
         low: Background score of the generous run.
         high: Background score of the cautious run.
-        boxes: Part of each picture that is image, integer ``[B, 4]``: top, bottom, left, right; outside it is 255.
+        boxes: Part of each image that is image, integer ``[B, 4]``: top, bottom, left, right; outside it is 255.
         refinement: The refinement to apply.
         classes: The class of each map, integer ``[B, C]``, where the CAM is that of ``present_classes`` and the labels
             say which of them an image has. None: map and class are the same.

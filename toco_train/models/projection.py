@@ -41,7 +41,7 @@ class ProjectionHead(nn.Module):
         return projected
 
     @torch.no_grad()
-    def move_towards(self, student: ProjectionHead, momentum: float) -> None:
+    def ema_update(self, student: ProjectionHead, momentum: float) -> None:
         """Make this head the exponential moving average of another: ``self = momentum * self + (1 - m) * student``."""
         for own, other in zip(self.parameters(), student.parameters(), strict=True):
             own.lerp_(other, 1 - momentum)

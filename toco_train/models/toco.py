@@ -107,7 +107,7 @@ class ToCo(nn.Module):
 
     def update_teacher(self, momentum: float) -> None:
         """Move the teacher's projection head towards the student's: ``t = momentum * t + (1 - momentum) * s``."""
-        self.teacher_projection.move_towards(self.projection, momentum)
+        self.teacher_projection.ema_update(self.projection, momentum)
 
     @torch.no_grad()
     def _activation_maps(self, tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A picture of which label is taken for which."""
+"""An image of which label is taken for which."""
 
 from __future__ import annotations
 

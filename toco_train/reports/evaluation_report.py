@@ -1,4 +1,4 @@
-"""The report of an evaluation: what its numbers mean, as text, JSON, Markdown and a picture."""
+"""The report of an evaluation: what its numbers mean, as text, JSON, Markdown and an image."""
 
 from __future__ import annotations
 
@@ -125,12 +125,12 @@ class EvaluationReport:
         heads = _markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation))
         classes = _markdown_table(CLASS_COLUMNS, self.class_rows())
         notes = "\n".join(f"- {note}" for note in self.notes())
-        picture = f"![Which label the segmentation takes for which]({self.stem}.png)"
+        image = f"![Which label the segmentation takes for which]({self.stem}.png)"
         return "\n".join([heading, masks, heads, "## Which number is which\n", notes, "\n## Each class\n", classes,
-                          "## Confusion of the segmentation\n", picture, ""])  # fmt: skip
+                          "## Confusion of the segmentation\n", image, ""])  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
-        """Write JSON, Markdown and picture, each whole or not at all, and return their paths.
+        """Write JSON, Markdown and image, each whole or not at all, and return their paths.
 
         Raises:
             RunError: The folder cannot be written.

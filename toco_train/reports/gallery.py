@@ -68,10 +68,10 @@ def choose(source: DataSource, image_iou: Sequence[float] | None) -> list[Exhibi
     return [*groups["best"], *groups["typical"], *groups["worst"]]
 
 
-def exhibit_pictures(
+def exhibit_images(
     model: ToCo, exhibits: Sequence[Exhibit], cam: CamConfig, palette: UInt8Array
 ) -> Iterator[tuple[dict[str, UInt8Array], set[int]]]:
-    """Yield the pictures of each image by their titles, uint8 ``[H, W, 3]``, and the labels that they show.
+    """Yield the images of each image by their titles, uint8 ``[H, W, 3]``, and the labels that they show.
 
     Args:
         model: The network, in evaluation mode.
@@ -80,7 +80,7 @@ def exhibit_pictures(
         palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]``.
 
     Raises:
-        DataError: A picture or mask cannot be read.
+        DataError: An image or mask cannot be read.
     """
     labeller = Labeller(model, LabelConfig(scales=cam.scales, low=cam.low, high=cam.high))
     titles = list(PREDICTION_TITLES)
@@ -90,7 +90,7 @@ def exhibit_pictures(
         prediction = next(predict(model, [sample], cam.scales, 1))
         row = prediction_row(sample, prediction, palette)
         pseudo_label = labeller(sample).mask
-        row.insert(_PSEUDO_LABEL_COLUMN, labelled(np.asarray(prediction.picture), pseudo_label, palette))
+        row.insert(_PSEUDO_LABEL_COLUMN, labelled(np.asarray(prediction.image), pseudo_label, palette))
         masks = (pseudo_label, prediction.seg_mask().numpy())
         shown = {*sample.labels}.union(*(np.unique(mask).tolist() for mask in masks))
         yield dict(zip(titles, row, strict=False)), shown

@@ -19,7 +19,7 @@ from toco_core.charts import inline_svg, themed
 from toco_core.config import dump_yaml
 from toco_core.errors import RunError
 from toco_core.files import write_atomic
-from toco_core.html import page, picture_strip, table
+from toco_core.html import image_strip, page, table
 from toco_core.palette import IGNORE_INDEX, colour_mask
 from toco_train.analysis.figures import similarity_chart
 from toco_train.analysis.token_similarity import Subject, run_subject, similarity_by_block
@@ -31,7 +31,7 @@ from toco_train.inference.predict import SegmentConfig
 from toco_train.models.toco import ToCo
 from toco_train.reports.confusion_matrix import confusion_figure
 from toco_train.reports.evaluation_report import CLASS_COLUMNS, EvaluationReport, head_rows, mask_rows, percent
-from toco_train.reports.gallery import Exhibit, choose, exhibit_pictures
+from toco_train.reports.gallery import Exhibit, choose, exhibit_images
 from toco_train.reports.history_charts import history_charts
 from toco_train.runs.history import History, read_history
 from toco_train.runs.layout import CONFIG_FILE, METRICS_FILE, REPORT_FILE
@@ -79,7 +79,7 @@ def write_report(
 
     Raises:
         RunError: Its metrics cannot be read, or the page cannot be written.
-        DataError: A picture or mask cannot be read.
+        DataError: An image or mask cannot be read.
     """
     began = time.perf_counter()
     history = read_history(folder / METRICS_FILE)
@@ -166,17 +166,17 @@ def _scores(folder: Path, config: TrainConfig, source: DataSource, evaluation: E
 
 
 def _gallery(model: ToCo, config: TrainConfig, source: DataSource, evaluation: Evaluation | None) -> Iterator[str]:
-    """Yield strips of pictures by group, and before them the colours of the labels that they show."""
+    """Yield strips of images by group, and before them the colours of the labels that they show."""
     exhibits = choose(source, None if evaluation is None else evaluation.image_iou)
-    found = list(exhibit_pictures(model, exhibits, config.cam, source.class_list.rgb))
+    found = list(exhibit_images(model, exhibits, config.cam, source.class_list.rgb))
     yield "<h2>Gallery</h2>"
     yield _legend(sorted(set().union(*(labels for _, labels in found))), source.class_list)
     group = ""
-    for exhibit, (pictures, _) in zip(exhibits, found, strict=True):
+    for exhibit, (images, _) in zip(exhibits, found, strict=True):
         if exhibit.group != group:
             group = exhibit.group
             yield f"<h3>{_GROUPS[group]}</h3>"
-        yield picture_strip(pictures, _caption(exhibit, source.classes), "JPEG")
+        yield image_strip(images, _caption(exhibit, source.classes), "JPEG")
 
 
 def _legend(labels: Sequence[int], class_list: ClassList) -> str:

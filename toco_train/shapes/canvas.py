@@ -1,4 +1,4 @@
-"""A square picture under construction: supersampled pixels, and coordinates that do not depend on its size."""
+"""A square image under construction: supersampled pixels, and coordinates that do not depend on its size."""
 
 from __future__ import annotations
 

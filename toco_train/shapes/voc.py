@@ -31,7 +31,7 @@ from toco_train.shapes.scene import Scene, make_scene
 from toco_train.shapes.sheet import COLUMNS, ROWS, save_contact_sheet
 
 DRAWING_VERSION = 1
-"""To be raised when a change of the drawing code makes other pictures from the same recipe."""
+"""To be raised when a change of the drawing code makes other images from the same recipe."""
 
 RECIPE_FILE = "shapes.json"
 FOLDERS = ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation", "ImageSets/Main")

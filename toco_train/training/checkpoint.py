@@ -57,7 +57,7 @@ class _Numbers(FrozenModel):
     scaler: dict[str, Any] | None
 
 
-class Learner:
+class TrainState:
     """What training changes: the network with its teacher, the optimiser, the schedule, the scaler, the generators.
 
     Args:

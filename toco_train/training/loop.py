@@ -25,11 +25,11 @@ from toco_train.data.opening import open_source
 from toco_train.data.source import DataSource
 from toco_train.distributed import rank, world_size
 from toco_train.evaluation.evaluate import Evaluation
-from toco_train.method.objective import Losses, TokenContrast
+from toco_train.method.objective import Losses, ToCoObjective
 from toco_train.models.toco import ToCo
-from toco_train.training.checkpoint import Learner, Progress
+from toco_train.training.checkpoint import Progress, TrainState
 from toco_train.training.cuda_graph import GraphedStep, TakeStep
-from toco_train.training.nonfinite import Taken, forbid_update, measure, refuse_what_is_not_finite
+from toco_train.training.nonfinite import PendingStep, forbid_update, measure, raise_if_nonfinite
 from toco_train.training.optimizer import build_optimizer, build_schedule
 from toco_train.training.run_folder import RunFolder
 from toco_train.training.signals import StopSignals
@@ -38,7 +38,7 @@ from toco_train.training.validation import validate
 log = logging.getLogger(__name__)
 
 
-class Watcher(Protocol):
+class TrainingCallback(Protocol):
     """Who is told how a run goes: the command shows it, a test may ignore it."""
 
     def started(self, source: DataSource, device: torch.device, progress: Progress) -> None:
@@ -54,7 +54,7 @@ class Watcher(Protocol):
         """An evaluation is done."""
 
 
-def train(config: TrainConfig, run: RunFolder, watcher: Watcher, stop: StopSignals) -> Progress:
+def train(config: TrainConfig, run: RunFolder, watcher: TrainingCallback, stop: StopSignals) -> Progress:
     """Train a network as the configuration says, from the run folder's last checkpoint on, and leave it there.
 
     Training reads images and image-level labels; masks are opened by the evaluations alone, and only if they exist.
@@ -85,14 +85,14 @@ def train(config: TrainConfig, run: RunFolder, watcher: Watcher, stop: StopSigna
 class _Training:
     """A run in progress."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, watcher: Watcher, stop: StopSignals) -> None:
+    def __init__(self, config: TrainConfig, run: RunFolder, watcher: TrainingCallback, stop: StopSignals) -> None:
         self.accelerator = accelerator = _accelerator(config)
         self._source = source = open_source(config.data, seed=config.seed)
         config = config.model_copy(update={"model": config.model.model_copy(update={"classes": source.classes})})
         self._config, self._run, self._watcher, self._stop = config, run, watcher, stop
         checkpoint = run.last_checkpoint()
         self._model = _network(config, resumed=checkpoint is not None).to(accelerator.device)
-        objective = TokenContrast(
+        objective = ToCoObjective(
             self._model,
             cam=config.cam,
             contrast=config.contrast,
@@ -108,9 +108,9 @@ class _Training:
             graphed = GraphedStep(self._forward_and_backward, self._model.parameters())
             most = max((len(sample.labels) for sample in source.train), default=0)  # one shape for all batches
             self._take = lambda batch, phase: graphed(replace(batch, max_classes=most), phase)
-        self._learner = Learner(self._model, self._optimizer, self._schedule, accelerator.scaler)
+        self._learner = TrainState(self._model, self._optimizer, self._schedule, accelerator.scaler)
         self._progress = self._saved = Progress()
-        self._unseen: Taken | None = None
+        self._unseen: PendingStep | None = None
         if checkpoint is not None:
             self._progress = self._saved = self._learner.restore(checkpoint, config.model_dump(mode="json"), source)
         self._batches = training_batches(
@@ -156,7 +156,7 @@ class _Training:
         step, losses = self._progress.step + 1, []
         for batch in micro_batches:
             losses.append(self._take(batch.to(accelerator.device), config.phase_at(step - 1)))
-        taken = Taken(
+        taken = PendingStep(
             step=step,
             learning_rate=self._optimizer.param_groups[0]["lr"],
             measurement=measure(accelerator, self._model.parameters(), losses),
@@ -188,7 +188,7 @@ class _Training:
         taken, self._unseen = self._unseen, None
         if taken is None:
             return
-        losses, norm = refuse_what_is_not_finite(
+        losses, norm = raise_if_nonfinite(
             taken, scaler=self.accelerator.scaler, run=self._run, class_list=self._source.class_list
         )
         due = taken.step % self._config.log_every == 0 or taken.step in (1, self._config.steps)

@@ -57,7 +57,7 @@ def measure(accelerator: Accelerator, parameters: Iterable[nn.Parameter], losses
 
 
 @dataclass(frozen=True)
-class Taken:
+class PendingStep:
     """A step that was taken, but whose numbers the host has not seen."""
 
     step: int
@@ -76,8 +76,8 @@ def forbid_update(optimizer: Optimizer, measurement: Measurement) -> None:
     setattr(optimizer, "found_inf", measurement.has_gone_wrong)  # noqa: B010  (not a declared attribute)
 
 
-def refuse_what_is_not_finite(
-    taken: Taken, *, scaler: torch.amp.GradScaler | None, run: RunFolder, class_list: ClassList
+def raise_if_nonfinite(
+    taken: PendingStep, *, scaler: torch.amp.GradScaler | None, run: RunFolder, class_list: ClassList
 ) -> tuple[dict[str, float], float]:
     """Return the losses and the gradient's norm of a step; stop if one is not finite, and keep the images that made it.
 

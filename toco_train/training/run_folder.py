@@ -1,4 +1,4 @@
-"""The folder of a run: configuration, weights, checkpoints, metrics, log and pictures."""
+"""The folder of a run: configuration, weights, checkpoints, metrics, log and images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from toco_train.runs.layout import (
     SAMPLES_FOLDER,
     WEIGHTS_FILE,
 )
-from toco_train.training.checkpoint import Learner, Progress, write_tensors
+from toco_train.training.checkpoint import Progress, TrainState, write_tensors
 from toco_train.training.tensorboard import Board
 
 _OURS = (  # all that a run writes, the configuration first: without it a folder holds no run
@@ -135,7 +135,7 @@ class RunFolder:
         return max(self._checkpoints(), default=None) if self._is_ours else None
 
     @_writes
-    def save_checkpoint(self, learner: Learner, progress: Progress, config: TrainConfig, source: DataSource) -> None:
+    def save_checkpoint(self, learner: TrainState, progress: Progress, config: TrainConfig, source: DataSource) -> None:
         """Write the network and the state of training, and remove the oldest checkpoints."""
         progress = progress.model_copy(update={"metrics_bytes": (self.path / METRICS_FILE).stat().st_size})
         write_tensors(self.path / WEIGHTS_FILE, learner.model.state_dict())
@@ -165,7 +165,7 @@ class RunFolder:
         path = self.path / SAMPLES_FOLDER / f"step_{step:06d}.png"
         save_grid(path, rows, titles, class_list, caption=f"step {step}")
         if self._board is not None:
-            self._board.picture(step, "samples", path)
+            self._board.image(step, "samples", path)
 
     @property
     def nonfinite_folder(self) -> Path:
@@ -173,7 +173,7 @@ class RunFolder:
         return self.path / NONFINITE_FOLDER
 
     def save_batches(self, step: int, process: int, batches: Sequence[Batch], class_list: ClassList) -> None:
-        """Keep images that made a loss of this process not finite: their tensors, and a picture to look at.
+        """Keep images that made a loss of this process not finite: their tensors, and an image to look at.
 
         Raises:
             RunError: They cannot be written.

@@ -47,8 +47,8 @@ class Board:
         for name, value in values.items():
             self._write(Event(step=step, summary=summary.scalar(name, value)))  # type: ignore[no-untyped-call]
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """Add a picture from its file."""
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Add an image from its file."""
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._write(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))  # type: ignore[no-untyped-call]

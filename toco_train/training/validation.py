@@ -1,4 +1,4 @@
-"""Evaluation in the course of a run: scores, pictures, and the best network so far."""
+"""Evaluation in the course of a run: scores, images, and the best network so far."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def validate(
         source: The data.
         progress: How far the run is.
         config: The configuration of the run.
-        run: Where scores and pictures go.
+        run: Where scores and images go.
         evaluating: Called with the images that this process has done and has to do.
         stopping: Whether to stop; every process calls it as often as the others, and gets the same answer.
 
@@ -53,7 +53,7 @@ def validate(
         How far the run is now, and the scores: None where there is no mask. As before and None if it was stopped.
 
     Raises:
-        DataError: A picture or mask cannot be read.
+        DataError: An image or mask cannot be read.
         RunError: The run folder cannot be written.
     """
 

@@ -21,7 +21,7 @@ from toco_export.int8.quantization import describe_noise, quantize, write_quanti
 from toco_export.onnx.file import count_product_types, export_onnx
 from toco_export.onnx.reduced import product_layers
 from toco_export.parity.verification import Candidate, verify
-from toco_export.segmenters import open_onnx, torch_segmenter
+from toco_export.runtimes import open_onnx, torch_segmenter
 from toco_export.tensorrt.builder import build_engine
 from toco_train.models.toco import ToCo
 

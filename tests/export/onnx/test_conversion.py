@@ -23,7 +23,7 @@ from toco_export.onnx.reduced import Reduced, product_layers, reduced_model
 from toco_export.onnx.simplify import simplify
 from toco_export.onnx.tracing import OPSET, OPSET_BF16, trace_onnx
 from toco_export.onnx.value_ranges import FP16_LIMIT
-from toco_export.segmenters import open_onnx, torch_segmenter
+from toco_export.runtimes import open_onnx, torch_segmenter
 from toco_train.models.toco import ToCo
 
 Signature = Counter[tuple[str, tuple[ir.DataType | None, ...], tuple[ir.DataType | None, ...]]]

@@ -24,7 +24,7 @@ from toco_export.graph import ServedModel, exported_model
 from toco_export.onnx import file as onnx_file
 from toco_export.onnx.file import count_product_types, export_onnx, external_data, save_onnx
 from toco_export.onnx.tracing import EXAMPLE_BATCH, OPSET
-from toco_export.segmenters import open_onnx, torch_segmenter
+from toco_export.runtimes import open_onnx, torch_segmenter
 from toco_train.models.toco import ToCo
 
 

@@ -16,7 +16,7 @@ from toco_export.graph import ExportedAttention, ServedModel, exported_model
 from toco_export.onnx.reduced import InOwnType, product_layers, reduced_model
 from toco_export.onnx.value_ranges import FP16_LIMIT, HEADROOM, unsafe_in_fp16, watched_ranges
 from toco_export.parity.verification import MIN_AGREEMENT, Candidate, verify
-from toco_export.segmenters import Segmenter, torch_segmenter
+from toco_export.runtimes import InferenceBackend, torch_segmenter
 from toco_train.models.toco import ToCo
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -58,7 +58,7 @@ def test_no_value_is_cast_twice_and_no_cast_undoes_another(exported: Exported):
     assert not [cast for cast in casts if getattr(made_by.get(cast.input[0]), "op_type", "") == "Cast"]
 
 
-def half_segmenter(model: ToCo, keep: Collection[str] = ()) -> Segmenter:
+def half_segmenter(model: ToCo, keep: Collection[str] = ()) -> InferenceBackend:
     return torch_segmenter(ServedModel(reduced_model(model, "fp16", keep)).eval())
 
 
@@ -69,7 +69,7 @@ def ranges_of(model: ToCo, images: np.ndarray) -> dict[str, float]:
     return ranges
 
 
-def failures(model: ToCo, images: np.ndarray, segment: Segmenter) -> tuple[str, ...]:
+def failures(model: ToCo, images: np.ndarray, segment: InferenceBackend) -> tuple[str, ...]:
     expected = [torch_segmenter(ServedModel(model))(images)]
     return verify(
         expected, [Candidate("torch-fp16", "fp16", MIN_AGREEMENT["fp16"], lambda: segment)], [images]

@@ -22,18 +22,18 @@ from toco_export.parity.verification import (
     verification_sizes,
     verify,
 )
-from toco_export.segmenters import Answer, _SummedInFloat, open_onnx, torch_segmenter
+from toco_export.runtimes import Answer, _SummedInFloat, open_onnx, torch_segmenter
 from toco_train.models.toco import ToCo
 
 
-def save_picture(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (20, 10)) -> Path:
+def save_image(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (20, 10)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
     return path
 
 
 def test_a_sample_is_spread_over_all_folders_and_always_the_same(tmp_path: Path):
-    files = [save_picture(tmp_path / folder / f"{index}.JPG") for folder in "abcd" for index in range(10)]
+    files = [save_image(tmp_path / folder / f"{index}.JPG") for folder in "abcd" for index in range(10)]
     sample = sample_images(tmp_path, 4)
     assert sample == [files[0], files[13], files[26], files[39]]
     assert sample == sample_images(tmp_path, 4)
@@ -42,9 +42,9 @@ def test_a_sample_is_spread_over_all_folders_and_always_the_same(tmp_path: Path)
 
 
 def test_masks_that_lie_among_photographs_are_not_taken_for_images(tmp_path: Path):
-    photograph = save_picture(tmp_path / "JPEGImages" / "1.jpg")
-    save_picture(tmp_path / "SegmentationClass" / "1.png")
-    lone = save_picture(tmp_path / "other" / "2.png")
+    photograph = save_image(tmp_path / "JPEGImages" / "1.jpg")
+    save_image(tmp_path / "SegmentationClass" / "1.png")
+    lone = save_image(tmp_path / "other" / "2.png")
     (tmp_path / "notes.txt").write_text("not an image")
     assert sample_images(tmp_path, 16) == [photograph, lone]
 
@@ -57,7 +57,7 @@ def test_a_folder_without_images_is_an_error_in_one_sentence(tmp_path: Path):
 
 
 def test_a_broken_image_is_named(tmp_path: Path):
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"broken\.png cannot be decoded"):
         load_images([tmp_path / "broken.png"], 8, 8)
 
@@ -72,14 +72,14 @@ def test_a_run_that_names_no_data_asks_for_images(tmp_path: Path):
 
 def test_images_become_rgb_of_the_size_asked_for(tmp_path: Path):
     Image.new("L", (30, 20), 77).save(tmp_path / "grey.png")
-    images = load_images([tmp_path / "grey.png", save_picture(tmp_path / "c.png")], 16, 24)
+    images = load_images([tmp_path / "grey.png", save_image(tmp_path / "c.png")], 16, 24)
     assert (images.shape, images.dtype) == ((2, 16, 24, 3), np.uint8)
     assert images[0, 0, 0].tolist() == [77, 77, 77]
     assert images[1, 15, 23].tolist() == [10, 20, 30]
 
 
 def test_sixteen_images_make_three_sizes_with_two_batches_each_and_are_used_once(tmp_path: Path):
-    files = [save_picture(tmp_path / f"{index:02}.png", (index, 0, 0)) for index in range(16)]
+    files = [save_image(tmp_path / f"{index:02}.png", (index, 0, 0)) for index in range(16)]
     cases = verification_cases(files, [(224, 224), (224, 256), (448, 448)], max_batch=8)
     assert [case.shape[:3] for case in cases] == [
         (1, 224, 224), (6, 224, 224), (1, 224, 256), (5, 224, 256), (1, 448, 448), (2, 448, 448)
@@ -88,7 +88,7 @@ def test_sixteen_images_make_three_sizes_with_two_batches_each_and_are_used_once
 
 
 def test_no_case_is_larger_than_the_largest_batch(tmp_path: Path):
-    files = [save_picture(tmp_path / f"{index:02}.png") for index in range(16)]
+    files = [save_image(tmp_path / f"{index:02}.png") for index in range(16)]
     assert [len(case) for case in verification_cases(files, [(64, 64)], max_batch=4)] == [1, 4]
     assert [len(case) for case in verification_cases(files, [(64, 64), (64, 80)], max_batch=1)] == [1, 1]
     assert [len(case) for case in verification_cases(files[:1], [(64, 64)], max_batch=8)] == [1, 2]

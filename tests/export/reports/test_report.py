@@ -12,7 +12,7 @@ from tests.chromium import Page, needs_chromium
 from toco_core.manifest import read_manifest
 from toco_core.palette import VOC_PALETTE
 from toco_export.parity.verification import WorstImage
-from toco_export.reports.pictures import comparison_strip, mark_differences
+from toco_export.reports.comparison_images import comparison_strip, mark_differences
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def page(exported: Exported) -> str:
 
 def test_the_page_needs_no_other_file_and_names_none_of_this_machine(page: str, exported: Exported, run_folder: Path):
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(sources) == 3 * 4, "four pictures for each of three candidates"
+    assert len(sources) == 3 * 4, "four images for each of three candidates"
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://|<script|<link", page)
     for text in (page, exported.report):

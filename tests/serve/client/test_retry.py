@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from toco_core.errors import DataError, ServeError
 from toco_serve import Client, EmbeddedTriton, Ports, Retry
-from toco_serve.client.exchange import Call, Conversation, Pause, ServedModel, opening
+from toco_serve.client.exchange import Call, Conversation, Pause, ServerInfo, opening
 from toco_serve.errors import BackendLostError, BusyError, UnreachableError
 
 ANY = Ports(0, 0, 0)
@@ -26,7 +26,7 @@ class Conversant:
         self.answers = iter(answers)
         self.calls: list[Call] = []
         self.pauses: list[float] = []
-        served = ServedModel(CLASSES, np.array(PALETTE, np.uint8), (96, 96), 8)
+        served = ServerInfo(CLASSES, np.array(PALETTE, np.uint8), (96, 96), 8)
         self._conversation = Conversation("host:1", timeout_s, retry, "raw", None, served)
 
     def ask(self) -> None:

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from toco_core.errors import DataError, ServeError
 from toco_serve import Client, EmbeddedTriton, Ports
-from toco_serve.errors import understood
+from toco_serve.errors import error_from_triton
 
 KINDS = "a JPEG, PNG, WebP, BMP or TIFF image is expected"
 
@@ -90,7 +90,7 @@ def test_greyscale_cmyk_rgba_palette_and_16_bit_images_are_read_as_rgb(client):
     assert quadrant_labels(client.segment(encode(Image.fromarray(grey > 0), "PNG")).mask) == [0, 0, 3, 3]
 
 
-def test_a_path_its_content_a_picture_and_an_array_get_the_same_answer(client, tmp_path):
+def test_a_path_its_content_a_image_and_an_array_get_the_same_answer(client, tmp_path):
     pixels = quadrants(75, 51)
     path = tmp_path / "image.png"
     path.write_bytes(png(pixels))
@@ -99,7 +99,7 @@ def test_a_path_its_content_a_picture_and_an_array_get_the_same_answer(client, t
         np.testing.assert_array_equal(client.segment(image).mask, expected)
 
 
-def test_pictures_that_png_cannot_hold_are_converted(client):
+def test_images_that_png_cannot_hold_are_converted(client):
     colours = Image.fromarray(quadrants(75, 51))
     deep = Image.fromarray(np.full((40, 40), 240 * 256, np.int32))
     assert quadrant_labels(client.segment(colours.convert("HSV")).mask) == [0, 1, 2, 3]
@@ -198,7 +198,7 @@ def test_a_form_of_answer_that_there_is_not_is_refused(server, name):
         grpc.InferenceServerClient(server.grpc_url).infer(
             "toco_image", [image], outputs=[grpc.InferRequestedOutput(name)]
         )
-    assert type(understood(caught.value, "host:1", 1)) is ServeError
+    assert type(error_from_triton(caught.value, "host:1", 1)) is ServeError
 
 
 def test_damaged_exif_data_are_no_reason_to_refuse_the_pixels(client):

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from toco_core.errors import ImageSizeError, ServeError
 from toco_serve import AsyncClient, Client, EmbeddedTriton, Ports, Retry, Segmentation
 from toco_serve.commands.serve import main as serve
-from toco_serve.errors import DeadlineError, TransientError, understood
+from toco_serve.errors import DeadlineError, TransientError, error_from_triton
 
 ANY = Ports(0, 0, 0)
 
@@ -223,7 +223,7 @@ def test_a_server_that_shares_no_memory_is_a_clear_error_when_the_client_is_made
         assert not isinstance(caught.value, TransientError)
     with pytest.raises(InferenceServerException) as unseen:  # what a server of another machine says
         InferenceServerClient(sharing.grpc_url).register_system_shared_memory("elsewhere", "/toco-client-elsewhere", 9)
-    assert str(understood(unseen.value, "host:1", 1)) == expected.format("host:1")
+    assert str(error_from_triton(unseen.value, "host:1", 1)) == expected.format("host:1")
 
 
 def test_shared_memory_opens_no_other_door(sharing):

@@ -12,7 +12,7 @@ from toco_serve.client.images import rgb_pixels
 SIZE = (24, 16)
 
 
-def picture(mode):
+def image(mode):
     pixels = np.random.default_rng(0).integers(256, size=(*SIZE[::-1], 4), dtype=np.uint8)
     if mode == "I;16":
         return Image.fromarray(pixels.view(np.uint16)[..., 0].copy())
@@ -30,7 +30,7 @@ def test_the_client_reads_what_the_served_model_reads(served, kind, mode, orient
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
-    picture(mode).save(buffer, format=kind, **({} if kind == "BMP" else {"exif": exif}))
+    image(mode).save(buffer, format=kind, **({} if kind == "BMP" else {"exif": exif}))
     ours = rgb_pixels(buffer.getvalue())
     bucket = ours.shape[:2]  # so that nothing is resized
     theirs, size = served.decode(buffer.getvalue(), [bucket], 10**6, 10**6)

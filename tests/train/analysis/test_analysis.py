@@ -35,7 +35,7 @@ def subject(tiny_model):
 
 @pytest.fixture
 def samples(tmp_path):
-    """Three pictures of noise, tagged 2 and 4, nothing, and 1."""
+    """Three images of noise, tagged 2 and 4, nothing, and 1."""
     noise = np.random.default_rng(0)
     found = []
     for name, labels in (("a", (2, 4)), ("b", ()), ("c", (1,))):
@@ -163,8 +163,8 @@ def test_figures_are_written_twice_the_same(tmp_path):
     first, second = draw(tmp_path / "1"), draw(tmp_path / "2")
     assert [path.name for path in first] == ["figure.png", "figure.svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    with Image.open(first[0]) as picture:
-        assert min(picture.size) > 200
+    with Image.open(first[0]) as image:
+        assert min(image.size) > 200
     assert "<text" not in first[1].read_text(), "text is drawn as paths, so that it looks the same everywhere"
 
 

@@ -46,8 +46,8 @@ def test_two_runs_and_a_plain_backbone_stand_side_by_side(run, tmp_path, capsys)
     folder = run / "analysis"
     assert {path.name for path in folder.iterdir()} == FILES
     for stem in ("token_similarity", "patch_similarity"):
-        with Image.open(folder / f"{stem}.png") as picture:
-            assert picture.size[0] > 500
+        with Image.open(folder / f"{stem}.png") as image:
+            assert image.size[0] > 500
     blocks = rows(folder / "token_similarity.csv")
     assert [row["network"] for row in blocks] == [str(run)] * 5 + [str(other)] * 5 + [TIMM] * 13
     assert {row["images"] for row in blocks} == {"3"}

@@ -54,8 +54,8 @@ def test_the_report_holds_what_evaluate_finds(run, shapes, capsys):
     assert report["num_images"] == 8
     assert report["labels"][:2] == ["background", "turtle"]
     assert report["settings"]["scales"] == [1.0]
-    with Image.open(run / "evaluation" / "val.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(run / "evaluation" / "val.png") as image:
+        assert min(image.size) > 300
     shown = capsys.readouterr().out
     text = (run / "evaluation" / "val.md").read_text()
     for mean in (expected.cam.mean_iou, expected.aux_cam.mean_iou, expected.seg.mean_iou):

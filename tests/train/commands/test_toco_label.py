@@ -69,12 +69,12 @@ def masks(out):
     return {file.name: file.read_bytes() for file in (out / "SegmentationClass").rglob("*.png")}
 
 
-def prediction(cam=(), tags=(), seg_logits=None, size=(64, 64), picture=None):
+def prediction(cam=(), tags=(), seg_logits=None, size=(64, 64), image=None):
     """Return a prediction with the given activation maps of its tags."""
     maps = torch.stack([*cam]) if len(cam) else torch.zeros(0, 4, 4)
     logits = torch.zeros(3, 4, 4) if seg_logits is None else seg_logits
-    picture = picture or Image.new("RGB", size[::-1], "grey")
-    return Prediction(picture, tuple(tags), maps, maps, (logits,), torch.zeros(2), torch.zeros(2), 0.0)
+    image = image or Image.new("RGB", size[::-1], "grey")
+    return Prediction(image, tuple(tags), maps, maps, (logits,), torch.zeros(2), torch.zeros(2), 0.0)
 
 
 @pytest.fixture
@@ -115,21 +115,21 @@ def test_an_image_without_tags_is_background_for_sure(made, refine):
 def test_where_a_tagged_class_has_no_activation_nothing_is_background(made, refine):
     cam = torch.zeros(2, 16, 16)
     cam[0, :, :8] = 1
-    picture = Image.fromarray(np.uint8(cam[0].repeat(3, 1, 1).permute(1, 2, 0).numpy() * 255))
-    label = made(prediction(cam, tags=[1, 2], picture=picture), refine=refine)
+    image = Image.fromarray(np.uint8(cam[0].repeat(3, 1, 1).permute(1, 2, 0).numpy() * 255))
+    label = made(prediction(cam, tags=[1, 2], image=image), refine=refine)
     assert label.mask[8, [0, -1]].tolist() == [1, 255]
     assert label.confidence[8, [0, -1]].tolist() == [255, 0]
 
 
 def test_refined_by_par_a_label_is_the_one_that_training_learns_from(made):
     torch.manual_seed(0)
-    picture = torch.rand(3, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    pil_image = torch.rand(3, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
     cam = torch.rand(1, 2, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
     known, box = torch.ones(1, 2), torch.tensor([[0, 64, 0, 64]])
-    pixels = (picture * 255).round().to(torch.uint8)
+    pixels = (pil_image * 255).round().to(torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     theirs = refine_label(pixels[None] / 255, cam, known, 0.25, 0.7, box, PixelAdaptiveRefinement())[0]
-    ours = made(prediction(cam[0], tags=[1, 2], picture=image), refine="par", low=0.25, high=0.7).mask
+    ours = made(prediction(cam[0], tags=[1, 2], pil_image=image), refine="par", low=0.25, high=0.7).mask
     assert set(np.unique(ours)) == {0, 1, 2, 255} & set(theirs.unique().tolist())
     assert len(theirs.unique()) >= 3, "the test must have something to tell apart"
     assert np.array_equal(ours, theirs.numpy())
@@ -140,7 +140,7 @@ def test_the_segmentation_gives_its_winner_and_255_where_it_is_less_probable_tha
     logits[1, :, 0] = 8  # the sum of a flip pair: 4 each, probability 1 / (1 + 2 exp(-4)) = 0.9647
     logits[2, :, 1] = 2  # 1 / (1 + 2 exp(-1)) = 0.5761
     halves = Image.fromarray(np.repeat([[[0, 0, 0], [255, 255, 255]]], 16, 0).repeat(8, 1).astype(np.uint8))
-    given = prediction(seg_logits=logits.repeat_interleave(8, 1).repeat_interleave(8, 2), picture=halves)
+    given = prediction(seg_logits=logits.repeat_interleave(8, 1).repeat_interleave(8, 2), image=halves)
     sure = made(given, maps="seg", min_confidence=0.5)
     assert sure.mask[0, [0, -1]].tolist() == [1, 2]
     assert sure.confidence[0, [0, -1]].tolist() == [246, 147]
@@ -169,7 +169,7 @@ def test_a_crf_refines_labels(made, maps):
     cam = torch.zeros(1, 32, 32)
     cam[:, :, 14:] = 1.0  # two columns too many
     logits = torch.stack([1 - cam[0], cam[0], torch.full((32, 32), -9.0)]) * 2
-    given = prediction(cam, tags=[1], seg_logits=logits, picture=Image.fromarray(pixels))
+    given = prediction(cam, tags=[1], seg_logits=logits, image=Image.fromarray(pixels))
     assert (made(given, maps=maps, refine="none", min_confidence=0.5).mask[:, 14] == 1).all()
     refined = made(given, maps=maps, refine="crf", min_confidence=0.5).mask
     assert (refined[:, 14] != 1).all(), "the crf moves the edge to that of the image"
@@ -238,7 +238,7 @@ def test_a_second_start_makes_only_what_is_missing_or_broken(run, shapes, tmp_pa
 def test_a_label_outlives_its_image(run, shapes, tmp_path):
     assert label(run, shapes, tmp_path / "out") == 0
     before = masks(tmp_path / "out")
-    (shapes / "JPEGImages" / sorted(before)[0]).with_suffix(".jpg").write_bytes(b"no picture")
+    (shapes / "JPEGImages" / sorted(before)[0]).with_suffix(".jpg").write_bytes(b"no image")
     assert label(run, shapes, tmp_path / "out") == 0
     assert masks(tmp_path / "out") == before
 
@@ -295,7 +295,7 @@ def test_train_and_val_come_into_one_folder(run, shapes, tmp_path):
 def test_unreadable_images_are_named_at_the_end_and_the_others_are_labelled(run, shapes, tmp_path, capsys):
     names = (shapes / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
     for name in names[:2]:
-        (shapes / "JPEGImages" / f"{name}.jpg").write_bytes(b"no picture")
+        (shapes / "JPEGImages" / f"{name}.jpg").write_bytes(b"no image")
     assert label(run, shapes, tmp_path / "out") == 1
     complaints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no label: ")]
     assert [names[0] in complaints[0], names[1] in complaints[1], len(complaints)] == [True, True, 2]

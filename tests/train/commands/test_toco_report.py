@@ -21,7 +21,7 @@ from toco_train.reports.history_charts import history_charts
 from toco_train.runs.history import History, read_history, thinned
 
 COLOURS = [[0, 0, 0], *([label, 255 - label, 250] for label in range(1, 7))]  # of the data's classes.yaml
-PICTURES = ["image", "aux CAM", "CAM", "pseudo label", "predicted mask", "truth"]
+IMAGES = ["image", "aux CAM", "CAM", "pseudo label", "predicted mask", "truth"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,7 +142,7 @@ def test_the_report_that_training_leaves_says_what_the_run_was(trained):
         assert page.count(f'aria-label="{name}"') == 1, name
     for group in ("Best", "Typical, around the median", "Worst, the very worst first"):
         assert f"<h3>{group}</h3>" in page
-    assert re.findall(r'<img alt="([^"]*)"', page) == PICTURES * 3
+    assert re.findall(r'<img alt="([^"]*)"', page) == IMAGES * 3
     iou = [float(value) for value in re.findall(r"mIoU of this image ([\d.]+) %", shown)]
     assert len(iou) == 3
     assert iou == sorted(iou, reverse=True)
@@ -191,7 +191,7 @@ def test_training_without_masks_gives_a_report_without_the_parts_about_truth(tra
     assert train(data, tmp_path / "run") == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "nothing is scored. Training needs no masks." in page
-    assert re.findall(r'<img alt="([^"]*)"', page) == PICTURES[:-1] * 3
+    assert re.findall(r'<img alt="([^"]*)"', page) == IMAGES[:-1] * 3
     assert "mIoU" not in text_of(page)
     assert "confusion" not in page
     assert 'aria-label="total loss, weighted"' in page

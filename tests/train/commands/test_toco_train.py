@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_a_run_folder_holds_weights_configuration_metrics_log_and_pictures(finished):
+def test_a_run_folder_holds_weights_configuration_metrics_log_and_images(finished):
     run = finished / "run"
     model = load_run(run)
     assert model.config.classes == ("turtle", "crab", "camera", "gift", "daisy", "grape")
@@ -60,8 +60,8 @@ def test_a_run_folder_holds_weights_configuration_metrics_log_and_pictures(finis
     assert evaluation["num_images"] == 8
     assert 0 <= evaluation["seg"]["mean_iou"] <= 1
     assert "step 3: CAM" in (run / "train.log").read_text()
-    with Image.open(run / "samples" / "step_000003.png") as picture:
-        assert picture.size[0] > 500
+    with Image.open(run / "samples" / "step_000003.png") as image:
+        assert image.size[0] > 500
 
 
 def test_the_total_is_the_weighted_sum_of_the_losses(finished):
@@ -84,7 +84,7 @@ def test_training_never_opens_a_mask_and_needs_none(finished, tmp_path, monkeypa
     data = shutil.copytree(finished / "shapes", tmp_path / "data")
     masks = list((data / "SegmentationClass").iterdir())
     for mask in masks:
-        mask.write_bytes(b"not a picture")
+        mask.write_bytes(b"not an image")
     monkeypatch.setattr("toco_train.training.loop.validate", not_validated)
     assert train(data, tmp_path / "unreadable masks") == 0
     shutil.rmtree(data / "SegmentationClass")

@@ -21,7 +21,7 @@ RED = (200, 100, 50)
 
 
 def ramp(height, width):
-    """A picture whose red is the row and green the column, and whose blue says "image" (255)."""
+    """An image whose red is the row and green the column, and whose blue says "image" (255)."""
     rows, columns = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([rows * 2, columns * 2, np.full_like(rows, 255)], -1).astype(np.uint8))
 
@@ -72,7 +72,7 @@ def test_every_pixel_in_the_box_shows_the_place_that_one_scale_and_flip_say(seed
     slopes = []
     for channel, along, length in ((0, 0, size[0]), (1, 1, size[1])):
         shown = views.local[channel, top:bottom, left:right].double().mean(dim=1 - along) / 2  # source row or column
-        inner = shown[3:-3] if len(shown) > 12 else shown  # at the border of the picture half pixels are missing
+        inner = shown[3:-3] if len(shown) > 12 else shown  # at the border of the image half pixels are missing
         steps = torch.arange(len(inner), dtype=torch.double)
         slope, start = np.polyfit(steps, inner, 1)
         assert (inner - (start + slope * steps)).abs().max() < 0.6
@@ -84,7 +84,7 @@ def test_every_pixel_in_the_box_shows_the_place_that_one_scale_and_flip_say(seed
     assert 1 / 2.1 < slopes[0] < 2.1
 
 
-def test_a_part_of_the_resized_picture_is_that_of_resizing_it_whole():
+def test_a_part_of_the_resized_image_is_that_of_resizing_it_whole():
     draw = random.Random(0)
     for _ in range(40):
         noise = np.random.default_rng(draw.randrange(100)).integers(256, size=(30, 40, 3), dtype=np.uint8)
@@ -132,7 +132,7 @@ def test_scales_cover_the_range_and_no_more():
     assert 61 <= max(heights) <= 64
 
 
-def test_fit_to_crop_brings_the_longer_side_of_any_picture_to_the_crop():
+def test_fit_to_crop_brings_the_longer_side_of_any_image_to_the_crop():
     torch.manual_seed(0)
     fit = PLAIN.model_copy(update={"fit_to_crop": True, "rescale": (1.0, 1.0)})
     top, bottom, left, right = Augmentation(fit, 64)(ramp(120, 90)).box.tolist()
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_views():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
-def test_pictures_of_extreme_shapes_survive(size):
+def test_images_of_extreme_shapes_survive(size):
     for views in draws(AugmentationConfig(), Image.new("RGB", size, "red"), 5, crop_size=64):
         assert views.view1.shape == views.view2.shape == views.local.shape == (3, 64, 64)
 
@@ -190,7 +190,7 @@ def test_view_2_shows_40_to_100_per_cent_of_the_source_flipped_half_of_the_time(
 
 
 def shares(config, changed, number=400):
-    """How often the views of a plain red picture satisfy a condition: view 1, view 2, local rendering."""
+    """How often the views of a plain red image satisfy a condition: view 1, view 2, local rendering."""
     found = [[changed(view) for view in (views.view1, views.view2, views.local)]
              for views in draws(config, Image.new("RGB", (32, 32), RED), number)]  # fmt: skip
     return np.mean(found, axis=0)

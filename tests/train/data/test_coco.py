@@ -41,7 +41,7 @@ def annotations(*objects):
 
 
 def write_coco(path, split, images, objects, *, folder=None):
-    """Write an instances file and pictures of 10 x 8 px; categories are dog (7), cat (3) and cow (90)."""
+    """Write an instances file and images of 10 x 8 px; categories are dog (7), cat (3) and cow (90)."""
     folder = path / (folder or split)
     folder.mkdir(parents=True, exist_ok=True)
     for number in images:

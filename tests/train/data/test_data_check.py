@@ -22,7 +22,7 @@ def noise(seed, width=40, height=36):
 
 
 class Photos:
-    """A folder with labels.csv that a test adds pictures to."""
+    """A folder with labels.csv that a test adds images to."""
 
     def __init__(self, path):
         self.path = path
@@ -32,11 +32,11 @@ class Photos:
         for index in range(NUM_PLAIN):
             self.add(f"plain{index:02}.png", noise(index), ("cat", "dog")[index % 2])
 
-    def add(self, name, picture, *classes, **options):
-        if isinstance(picture, bytes):
-            (self.images / name).write_bytes(picture)
-        elif picture is not None:
-            picture.save(self.images / name, **options)
+    def add(self, name, image, *classes, **options):
+        if isinstance(image, bytes):
+            (self.images / name).write_bytes(image)
+        elif image is not None:
+            image.save(self.images / name, **options)
         self._rows.append(",".join((name, *classes)))
         (self.path / "labels.csv").write_text("\n".join(self._rows) + "\n")
 
@@ -51,11 +51,11 @@ class Photos:
 
 @pytest.fixture
 def photos(tmp_path):
-    """Twelve plain pictures of cats and dogs in turn, in a folder that can be added to."""
+    """Twelve plain images of cats and dogs in turn, in a folder that can be added to."""
     return Photos(tmp_path / "photos")
 
 
-def test_in_plain_pictures_nothing_is_found(photos):
+def test_in_plain_images_nothing_is_found(photos):
     found = photos.report()
     assert found.findings == ()
     assert not found.training_would_fail
@@ -79,7 +79,7 @@ def rotated():
     return exif
 
 
-PICTURES = {
+IMAGES = {
     "tiny": ("odd.png", noise(50, width=31), {}),
     "enormous": ("odd.png", noise(50, width=50, height=50), {}),
     "grey": ("odd.png", noise(50).convert("L"), {}),
@@ -92,18 +92,18 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_a_picture_of_each_kind_is_named(photos, kind, monkeypatch):
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_image_of_each_kind_is_named(photos, kind, monkeypatch):
     monkeypatch.setattr(toco_train.data.check, "ENORMOUS_PIXELS", 40 * 40)
-    name, picture, options = PICTURES[kind]
-    photos.add(name, picture, "cat", **options)
+    name, image, options = IMAGES[kind]
+    photos.add(name, image, "cat", **options)
     beside = {"16_bit": {"grey"}, "dark_16_bit": {"grey", "16_bit"}}.get(kind, set())
     assert photos.found() == dict.fromkeys({kind} | beside, ("odd",))
     assert not photos.report().training_would_fail
 
 
 def test_16_bits_a_colour_are_told_from_8(photos):
-    from tests.train.data.test_pictures import png  # noqa: PLC0415
+    from tests.train.data.test_images import png  # noqa: PLC0415
 
     line = b"\0" + np.random.default_rng(0).bytes(40 * 6)
     photos.add("odd.png", png(40, 40, bits=16, colours=2, content=line * 40), "cat")
@@ -138,7 +138,7 @@ def test_what_cannot_be_read_or_is_missing_would_stop_training(photos):
     assert photos.report().training_would_fail
 
 
-def test_pictures_that_no_label_names_are_listed_and_stop_nothing(photos):
+def test_images_that_no_label_names_are_listed_and_stop_nothing(photos):
     noise(50).save(photos.images / "extra.png")
     assert photos.found() == {"unlisted": ("images/extra.png",)}
     assert not photos.report().training_would_fail
@@ -152,7 +152,7 @@ def test_the_same_pixels_are_known_again_in_another_file(photos):
     assert found.get("duplicate", ()) + found.get("in_both_splits", ()) == ("other = plain00",)
 
 
-def test_the_same_picture_in_both_splits_is_told_from_twice_in_one(shapes):
+def test_the_same_image_in_both_splits_is_told_from_twice_in_one(shapes):
     images = shapes / "JPEGImages"
     lists = shapes / "ImageSets" / "Segmentation"
     (a, b), (c, *_) = (lists.joinpath(f"{name}.txt").read_text().split()[:2] for name in ("train", "val"))
@@ -180,7 +180,7 @@ def test_a_class_that_no_training_image_shows_is_named(shapes):
     [
         (Image.new("L", (41, 36)), "is 41 x 36 px, its image 40 x 36"),
         (Image.new("L", (40, 36), 3), "holds the label 3, and there are 2 classes"),
-        (Image.new("RGB", (40, 36)), "is a picture of mode RGB"),
+        (Image.new("RGB", (40, 36)), "is an image of mode RGB"),
         (Image.new("L", (40, 36), 2), None),
     ],
 )

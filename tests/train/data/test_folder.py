@@ -44,7 +44,7 @@ def tiles(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six pictures in images/ and a table of what is in five of them."""
+    """Six images in images/ and a table of what is in five of them."""
     (tmp_path / "photos" / "images" / "roof").mkdir(parents=True)
     for name in ("a.jpg", "b.JPG", "c.png", "d.jpg", "e.jpg", "roof/a.jpg"):
         Image.new("RGB", (8, 6)).save(tmp_path / "photos" / "images" / name)
@@ -102,7 +102,7 @@ def test_a_table_gives_the_classes_of_each_image_and_a_row_without_any_gives_non
     assert source.classes == ("cat", "dog")
     assert labels_of(source) == {"a": (1, 2), "b": (1,), "c": (), "d": (2,), "roof/a": (2,)}
     assert [path.name for path in source.unlisted] == ["e.jpg"]
-    assert "pictures left out for want of a label: 1" in source.description
+    assert "images left out for want of a label: 1" in source.description
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_an_unknown_class_is_refused_by_line_with_the_nearest_name(photos):
         opened(photos)
 
 
-def test_two_pictures_of_one_stem_are_refused(photos):
+def test_two_images_of_one_stem_are_refused(photos):
     Image.new("RGB", (8, 6)).save(photos / "images" / "a.webp")
     write(photos, "a.jpg,cat\na.webp,cat\n")
     with pytest.raises(DataError, match=r"a\.jpg and .*a\.webp differ by their suffix alone; rename one"):

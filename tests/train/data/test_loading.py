@@ -22,8 +22,8 @@ TENSORS = ("view1", "view2", "local", "boxes", "image_labels", "seeds")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Seven small pictures of noise."""
-    return noise_source(tmp_path_factory.mktemp("pictures"), 7)
+    """Seven small images of noise."""
+    return noise_source(tmp_path_factory.mktemp("images"), 7)
 
 
 def batches(source, number, **settings):
@@ -116,7 +116,7 @@ def test_a_batch_that_does_not_divide_is_refused(source):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_named(source, tmp_path, num_workers):
+def test_a_image_that_cannot_be_read_is_named(source, tmp_path, num_workers):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n")
     broken = source_of(tmp_path, (Sample(name="bad", image=bad, labels=(1,)),))

@@ -15,7 +15,7 @@ def opened(path, **settings):
     return open_source(DataConfig(path=str(path), **settings), seed=0)
 
 
-def picture(path):
+def image(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(path)
 
@@ -40,7 +40,7 @@ def test_a_folder_that_is_no_data_set_is_told_all_four_kinds_and_what_was_found(
     for name in entries:
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch() if path.suffix == ".txt" else picture(path.with_suffix(path.suffix or ".png"))
+        path.touch() if path.suffix == ".txt" else image(path.with_suffix(path.suffix or ".png"))
     (tmp_path / "data").mkdir(exist_ok=True)
     (tmp_path / "data" / ".hidden.png").unlink(missing_ok=True)
     with pytest.raises(DataError, match=re.escape(f"is no data set: expected {ALL_FOUR}; found {found}") + "$"):
@@ -58,14 +58,14 @@ def test_a_table_without_images_and_images_of_coco_without_annotations_say_what_
     (tmp_path / "labels.csv").write_text("a.jpg,cat\n")
     with pytest.raises(DataError, match=r"has labels\.csv but no folder images; put the images there"):
         opened(tmp_path)
-    picture(tmp_path / "coco" / "train2017" / "1.jpg")
+    image(tmp_path / "coco" / "train2017" / "1.jpg")
     with pytest.raises(DataError, match=r"looks like COCO but has no annotations/instances_train\*\.json"):
         opened(tmp_path / "coco")
 
 
 def test_settings_that_would_change_nothing_or_are_wrong_are_refused(tmp_path, shapes):
     for folder in ("Crack", "Free"):
-        picture(tmp_path / "tiles" / folder / "a.jpg")
+        image(tmp_path / "tiles" / folder / "a.jpg")
     for path, settings, sentence in (
         (tmp_path / "tiles", {"no_class": "Fre"}, "has no sub-folder 'Fre' with images, did you mean 'Free'?"),
         (tmp_path / "tiles", {"group_by": "("}, "--group-by '(' is not a regular expression"),

@@ -28,7 +28,7 @@ from toco_train.data.augmentation import Augmentation
 from toco_train.data.loader import training_batches
 from toco_train.data.opening import open_source
 from toco_train.data.source import read_mask, with_masks
-from toco_train.method.objective import TokenContrast
+from toco_train.method.objective import ToCoObjective
 from toco_train.models.toco import ToCo
 from toco_train.shapes.config import SceneConfig
 from toco_train.shapes.objects import CLASS_NAMES
@@ -143,7 +143,7 @@ def test_masks_agree_wherever_the_ground_truth_does_not_say_ignore(sources):
 def losses_of(source):
     """The losses of a few steps of a tiny network."""
     torch.manual_seed(0)
-    objective = TokenContrast(
+    objective = ToCoObjective(
         ToCo(tiny_config(classes=source.classes)),
         cam=CamConfig(scales=(1.0,)),
         contrast=ContrastConfig(num_local_crops=2, local_crop_size=32),

@@ -129,24 +129,24 @@ def test_difficult_objects_count_parts_do_not_and_an_annotation_may_be_empty(dev
 def test_opening_reads_no_mask_and_no_image(devkit):
     for folder in ("JPEGImages", "SegmentationClass"):
         for path in (devkit / folder).iterdir():
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"no image")
     assert len(opened(devkit).train) == 7
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
-def test_a_mask_that_is_no_picture_of_labels_is_refused(tmp_path, mode):
+def test_a_mask_that_is_no_image_of_labels_is_refused(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "mask.png")
-    with pytest.raises(DataError, match=rf"mask\.png is a picture of mode {mode}, expected a palette or 8-bit grey"):
+    with pytest.raises(DataError, match=rf"mask\.png is an image of mode {mode}, expected a palette or 8-bit grey"):
         LabelMask(tmp_path / "mask.png").read()
 
 
 @pytest.mark.parametrize("mode", ["P", "L"])
 def test_palette_and_grey_masks_hold_the_same_labels(tmp_path, mode):
     labels = np.array([[0, 3, 255]], dtype=np.uint8)
-    picture = Image.fromarray(labels)
+    image = Image.fromarray(labels)
     if mode == "P":
-        picture.putpalette([9] * 768)
-    picture.save(tmp_path / "mask.png")
+        image.putpalette([9] * 768)
+    image.save(tmp_path / "mask.png")
     assert (LabelMask(tmp_path / "mask.png").read() == labels).all()
 
 

@@ -66,7 +66,7 @@ def test_boundary_iou_by_hand():
 
 
 def _eroded(region):
-    """Erode by a 3 x 3 square; what lies outside of the picture is not in the region."""
+    """Erode by a 3 x 3 square; what lies outside of the image is not in the region."""
     padded = np.pad(region.numpy(), 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
     return torch.from_numpy(windows.all(axis=(2, 3)))

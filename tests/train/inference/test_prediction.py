@@ -1,4 +1,4 @@
-"""What a network makes of pictures, against the plain way to compute it."""
+"""What a network makes of images, against the plain way to compute it."""
 
 import functools
 
@@ -18,7 +18,7 @@ from toco_train.method.pseudo_label import label_from_cam
 
 @pytest.fixture
 def samples(tmp_path):
-    """Three pictures of noise, of different sizes, with tags 2 and 4, none, and 1."""
+    """Three images of noise, of different sizes, with tags 2 and 4, none, and 1."""
     noise = np.random.default_rng(0)
     found = []
     for name, size, labels in (("a", (30, 45), (2, 4)), ("b", (64, 64), ()), ("c", (81, 20), (1,))):
@@ -28,7 +28,7 @@ def samples(tmp_path):
 
 
 def _inputs(model, sample):
-    """Return the network's input of a picture, [1, 3, 64, 64]."""
+    """Return the network's input of an image, [1, 3, 64, 64]."""
     square = Image.open(sample.image).resize((64, 64), resample=Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.config.mean, model.config.std))
@@ -54,7 +54,7 @@ def test_a_label_map_made_in_bands_is_the_argmax_of_resized_scores(monkeypatch, 
 
 
 @torch.no_grad()
-def test_the_segmentation_at_one_scale_is_the_argmax_of_its_logits_at_the_pictures_size(tiny_model, samples):
+def test_the_segmentation_at_one_scale_is_the_argmax_of_its_logits_at_the_images_size(tiny_model, samples):
     for sample, prediction in zip(samples, predict(tiny_model, samples, (1.0,), 2), strict=True):
         logits = tiny_model.segment(_inputs(tiny_model, sample))
         expected = F.interpolate(logits, size=prediction.size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
@@ -76,7 +76,7 @@ def test_several_scales_with_flips_are_the_largest_of_the_sums_of_flip_pairs(tin
 
 
 @torch.no_grad()
-def test_the_label_of_a_cam_is_that_of_the_tagged_classes_at_the_pictures_size(tiny_model, samples):
+def test_the_label_of_a_cam_is_that_of_the_tagged_classes_at_the_images_size(tiny_model, samples):
     for sample, prediction in zip(samples, predict(tiny_model, samples, (1.0, 0.5), 3), strict=True):
         cams = multi_scale_cam(tiny_model, _inputs(tiny_model, sample), (1.0, 0.5))
         tags = torch.zeros(1, 5)
@@ -111,18 +111,18 @@ def test_scales_that_make_no_sense_are_refused(scales):
 
 
 def _half_and_half(size, cam, seg_logits):
-    """Return a prediction on a picture whose left half is dark and whose right half is light."""
+    """Return a prediction on an image whose left half is dark and whose right half is light."""
     pixels = np.full((*size, 3), 30, dtype=np.uint8)
     pixels[:, size[1] // 2 :] = 220
     return Prediction(
-        picture=Image.fromarray(pixels), labels=(3,), cam=cam, aux_cam=cam, seg_logits=(seg_logits,),
+        image=Image.fromarray(pixels), labels=(3,), cam=cam, aux_cam=cam, seg_logits=(seg_logits,),
         class_scores=torch.zeros(5), aux_class_scores=torch.zeros(5), token_similarity=0.0,
     )  # fmt: skip
 
 
 @needs_crf
 @pytest.mark.parametrize("most", [2**20, 600], ids=["at its size", "larger than the CRF takes"])
-def test_a_crf_moves_masks_to_the_edge_of_the_picture(monkeypatch, most):
+def test_a_crf_moves_masks_to_the_edge_of_the_image(monkeypatch, most):
     monkeypatch.setattr("toco_train.inference.predict.MAX_CRF_PIXELS", most)
     cam = torch.zeros(1, 8, 16)
     cam[..., 6:] = 1  # the edge is at 8

@@ -17,7 +17,7 @@ EDGE, GUESS = 20, 16
 
 
 def _two_halves():
-    """Return a picture that is dark up to column 20, and probabilities that change sides at column 16."""
+    """Return an image that is dark up to column 20, and probabilities that change sides at column 16."""
     image = np.full((24, 40, 3), 40, dtype=np.uint8)
     image[:, EDGE:] = 200
     probabilities = np.full((2, 24, 40), 0.2, dtype=np.float32)
@@ -38,7 +38,7 @@ def test_the_published_parameters():
 
 @needs_crf
 @pytest.mark.parametrize("config", [SEGMENTATION_CRF, CAM_CRF])
-def test_labels_move_to_the_edge_of_the_picture(config):
+def test_labels_move_to_the_edge_of_the_image(config):
     image, probabilities = _two_halves()
     refined = dense_crf(image, probabilities, config)
     assert refined.dtype == np.float32
@@ -60,7 +60,7 @@ def test_without_weights_the_probabilities_stay_as_they_are_but_never_below_1e_5
 
 
 @needs_crf
-def test_pictures_and_probabilities_that_are_read_only_are_taken_and_left_alone():
+def test_images_and_probabilities_that_are_read_only_are_taken_and_left_alone():
     image, probabilities = _two_halves()
     before = image.copy(), probabilities.copy()
     image.flags.writeable = probabilities.flags.writeable = False

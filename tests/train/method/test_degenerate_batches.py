@@ -7,7 +7,7 @@ from tests.train.conftest import tiny_config
 from tests.train.small_runs import make_small
 from toco_train.config import CamConfig, ContrastConfig, LossWeights, OptimizerConfig, Phase, RegularizationConfig
 from toco_train.data.loader import Batch
-from toco_train.method.objective import TokenContrast
+from toco_train.method.objective import ToCoObjective
 from toco_train.models.toco import ToCo
 from toco_train.training.optimizer import build_optimizer
 
@@ -27,7 +27,7 @@ def _small_networks():
 
 def objective_of(classes="abcde", **cam):
     torch.manual_seed(0)
-    return TokenContrast(
+    return ToCoObjective(
         ToCo(tiny_config(classes=tuple(classes))),
         cam=CamConfig(**cam),
         contrast=ContrastConfig(num_local_crops=3, local_crop_size=32),

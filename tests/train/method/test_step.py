@@ -8,13 +8,13 @@ import torch
 from tests.train.conftest import tiny_config
 from toco_train.config import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig
 from toco_train.data.loader import Batch
-from toco_train.method.objective import TokenContrast
+from toco_train.method.objective import ToCoObjective
 from toco_train.models.toco import ToCo
 
 
 def objective():
     torch.manual_seed(0)
-    return TokenContrast(
+    return ToCoObjective(
         ToCo(tiny_config(decoder_channels=16)),
         cam=CamConfig(),
         contrast=ContrastConfig(num_local_crops=4, local_crop_size=32, negative_ratio=0.9),

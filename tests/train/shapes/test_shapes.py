@@ -117,7 +117,7 @@ def test_the_class_file_names_the_labels_in_order(dataset):
     assert classes == {"classes": ["turtle", "crab", "camera", "gift", "daisy", "grape"]}
 
 
-def test_images_are_rgb_and_masks_are_palette_pictures_with_the_voc_colours(dataset):
+def test_images_are_rgb_and_masks_are_palette_images_with_the_voc_colours(dataset):
     for path in sorted((dataset / "SegmentationClass").iterdir()):
         mask, image = Image.open(path), Image.open(dataset / "JPEGImages" / f"{path.stem}.jpg")
         assert (mask.mode, mask.size, image.mode, image.size) == ("P", (96, 96), "RGB", (96, 96))

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.train.noise_source import noise_source
 from toco_core.errors import RunError
-from toco_train.training.checkpoint import Learner, Progress, fingerprint
+from toco_train.training.checkpoint import Progress, TrainState, fingerprint
 
 CONFIG = {"steps": 9, "data": {"path": "/here", "num_workers": 2}, "optimizer": {"betas": [0.9, 0.999]}}
 
@@ -20,7 +20,7 @@ def learner(seed=0, scaler=None):
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    return Learner(model, optimizer, schedule, scaler)
+    return TrainState(model, optimizer, schedule, scaler)
 
 
 def train(learner, steps):

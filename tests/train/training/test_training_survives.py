@@ -31,9 +31,9 @@ from toco_core.errors import ConfigError, TrainingError
 from toco_train.commands.train import main
 from toco_train.config import TrainConfig
 from toco_train.data.classes import ClassList
-from toco_train.method.objective import Losses, TokenContrast
+from toco_train.method.objective import Losses, ToCoObjective
 from toco_train.training.loop import require_one_gpu
-from toco_train.training.nonfinite import Measurement, Taken, refuse_what_is_not_finite
+from toco_train.training.nonfinite import Measurement, PendingStep, raise_if_nonfinite
 from toco_train.training.run_folder import RunFolder
 
 KILLS = 20
@@ -101,7 +101,7 @@ FAILURES = {  # what is written, by which function, the call from which on it fa
     "checkpoint after an evaluation": ("toco_train.training.checkpoint.save_file", NO_SPACE_IN_SAFETENSORS, 9, 3),
     "metrics": ("toco_train.training.run_folder.json.dumps", NO_SPACE, 3, 2),
     "TensorBoard": ("toco_train.training.tensorboard.Board._write", NO_SPACE, 30, 2),
-    "picture": ("toco_train.training.run_folder.save_grid", NO_SPACE, 1, 3),
+    "image": ("toco_train.training.run_folder.save_grid", NO_SPACE, 1, 3),
     "log": ("toco_train.training.run_folder._LogFile.flush", NO_SPACE, 2, 3),
 }
 
@@ -153,7 +153,7 @@ class _Spoilt:
 
     def __init__(self, monkeypatch, *, step, loss, gradient):
         self.model, self.weights, calls = None, {}, 0
-        forward = TokenContrast.forward
+        forward = ToCoObjective.forward
 
         def spoilt(objective, batch, phase):
             nonlocal calls
@@ -165,7 +165,7 @@ class _Spoilt:
             nothing = (self.model.classifier.weight * 0).sum()
             return Losses(losses.total + (nothing.sqrt() if gradient else nothing) + loss, losses.parts)
 
-        monkeypatch.setattr(TokenContrast, "forward", spoilt)
+        monkeypatch.setattr(ToCoObjective, "forward", spoilt)
 
     def left_the_weights_alone(self):
         """Whether what the optimiser owns is as it was (the teacher is not its own)."""
@@ -193,8 +193,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched_and_keep
         assert json.loads(file.metadata()["names"]) == found[2].split(", ")
         assert file.get_tensor("view1").shape == (4, 3, 32, 32)
         assert set(file.keys()) == {"view1", "view2", "local", "boxes", "image_labels", "seeds"}
-    with Image.open(run / "nonfinite" / "step_000004.png") as picture:
-        picture.load()
+    with Image.open(run / "nonfinite" / "step_000004.png") as image:
+        image.load()
     assert last_checkpoint(run).name == "step_0000003.safetensors"
 
 
@@ -216,8 +216,10 @@ def test_a_gradient_that_overflows_in_fp16_is_left_to_the_scaler_until_it_has_no
     def check(loss, scale):
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(torch.ones(()))  # makes the scale
-        taken = Taken(7, 0.1, Measurement(["total"], torch.tensor([loss, float("inf")])), micro_batches=[], losses=[])
-        refuse_what_is_not_finite(taken, scaler=scaler, run=RunFolder(tmp_path, is_main=False), class_list=NAMES)
+        taken = PendingStep(
+            7, 0.1, Measurement(["total"], torch.tensor([loss, float("inf")])), micro_batches=[], losses=[]
+        )
+        raise_if_nonfinite(taken, scaler=scaler, run=RunFolder(tmp_path, is_main=False), class_list=NAMES)
 
     check(1.0, scale=65536.0)
     with pytest.raises(TrainingError, match="the gradient is not finite at step 7"):

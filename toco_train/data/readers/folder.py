@@ -20,7 +20,7 @@ MASKS_FOLDER = "masks"
 
 
 def class_folders(path: Path) -> dict[str, list[Path]]:
-    """Return the pictures of each sub-folder that has any, by name in order; ``masks`` is no class."""
+    """Return the images of each sub-folder that has any, by name in order; ``masks`` is no class."""
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != MASKS_FOLDER)
     return {folder.name: found for folder in folders if (found := list_images(folder))}
 
@@ -28,7 +28,7 @@ def class_folders(path: Path) -> dict[str, list[Path]]:
 def open_class_folders(path: Path, *, no_class: str | None, rule: SplitRule) -> DataSource:
     """Open a folder with one sub-folder per class and split it by itself.
 
-    Masks, for evaluation, are label pictures ``masks/CLASS/STEM.png``, or beside their image: a PNG of the same stem
+    Masks, for evaluation, are label images ``masks/CLASS/STEM.png``, or beside their image: a PNG of the same stem
     that is above 127 on the object.
 
     Args:
@@ -65,7 +65,7 @@ def open_labelled_folder(path: Path, *, no_class: str | None, rule: SplitRule) -
     """Open ``images/`` with ``labels.csv`` (file name, then class names) and split it by itself.
 
     File names are relative to ``images/``. A file on several rows has the classes of all of them. Masks, for
-    evaluation, are label pictures ``masks/STEM.png``, or beside the image of at most one class: a PNG of the same
+    evaluation, are label images ``masks/STEM.png``, or beside the image of at most one class: a PNG of the same
     stem that is above 127 on the object.
 
     Args:
@@ -90,7 +90,7 @@ def open_labelled_folder(path: Path, *, no_class: str | None, rule: SplitRule) -
         raise DataError(f"no row of {table} has the class {no_class!r}{nearest(no_class, names)}")
     class_list = read_classes(path) or found_classes([name for name in names if name != no_class], table)
     labels_of = _labels_by_file(table, rows, class_list, no_class)
-    on_disk = _pictures_below(folder)
+    on_disk = _images_below(folder)
     samples = [
         Sample(
             name=Path(file).with_suffix("").as_posix(),
@@ -102,7 +102,7 @@ def open_labelled_folder(path: Path, *, no_class: str | None, rule: SplitRule) -
         if file in on_disk
     ]
     missing = tuple(folder / file for file in labels_of if file not in on_disk)
-    unlisted = tuple(picture for file, picture in on_disk.items() if file not in labels_of)
+    unlisted = tuple(image for file, image in on_disk.items() if file not in labels_of)
     return _source(path, class_list, samples, rule, f"labels from {LABELS_FILE}", missing=missing, unlisted=unlisted)
 
 
@@ -123,7 +123,7 @@ def _source(
             raise DataError(f"images {other.image} and {sample.image} differ by their suffix alone; rename one")
     train, val = split(samples, rule)
     kept = f", groups by {rule.group_by} kept together" if rule.group_by else ""
-    left_out = f"; pictures left out for want of a label: {len(unlisted)}" if unlisted else ""
+    left_out = f"; images left out for want of a label: {len(unlisted)}" if unlisted else ""
     return DataSource(
         kind="folder",
         path=path,
@@ -156,11 +156,11 @@ def _label(name: str, class_list: ClassList, where: object) -> int:
     return class_list.classes.index(name) + 1
 
 
-def _pictures_below(folder: Path) -> Mapping[str, Path]:
-    """Return the pictures in a folder and its sub-folders by their relative name, letters composed."""
+def _images_below(folder: Path) -> Mapping[str, Path]:
+    """Return the images in a folder and its sub-folders by their relative name, letters composed."""
     folders = [folder, *sorted(p for p in folder.rglob("*") if p.is_dir())]
-    pictures = [picture for one in folders for picture in list_images(one)]
-    return {unicodedata.normalize("NFC", p.relative_to(folder).as_posix()): p for p in pictures}
+    images = [image for one in folders for image in list_images(one)]
+    return {unicodedata.normalize("NFC", p.relative_to(folder).as_posix()): p for p in images}
 
 
 def _mask(image: Path, folder: Path, labels: tuple[int, ...]) -> Mask | None:

@@ -27,7 +27,7 @@ def read_label_table(path: Path) -> list[LabelRow]:
     """Read a ``labels.csv``: on each row a file name, then the class names, none where the image shows nothing.
 
     UTF-8 with or without byte order mark. The delimiter is the one of comma, semicolon and tab that most lines have.
-    A first row whose first cell is no picture's name is a header. Empty rows and cells are skipped; blanks around a
+    A first row whose first cell is no image's name is a header. Empty rows and cells are skipped; blanks around a
     name do not count. Rows of the same file are kept apart.
 
     Raises:

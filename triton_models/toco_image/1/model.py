@@ -164,17 +164,17 @@ def output(reply: Any, name: str, size: tuple[int, int]) -> Any:
     """Return an output at ``(width, height)``: ``mask`` or ``confidence``, uint8 ``[H, W]``, or in another form."""
     kind, _, form = name.partition("_")
     small = pb_utils.get_output_tensor_by_name(reply, kind).as_numpy()[0]  # uint8 [1, h, w]
-    picture = Image.fromarray(small).resize(size, RESAMPLING[kind])
+    image = Image.fromarray(small).resize(size, RESAMPLING[kind])
     if not form:
-        return pb_utils.Tensor(name, np.asarray(picture))
-    content = png(picture) if form == "png" else run_lengths(picture)
+        return pb_utils.Tensor(name, np.asarray(image))
+    content = png(image) if form == "png" else run_lengths(image)
     return pb_utils.Tensor(name, np.array([content], dtype=np.object_))
 
 
-def png(picture: Image.Image) -> bytes:
-    """Encode a greyscale picture."""
+def png(image: Image.Image) -> bytes:
+    """Encode a greyscale image."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=1)
+    image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 

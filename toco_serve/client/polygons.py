@@ -10,7 +10,7 @@ from toco_core.rle import BoolArray
 Int32Array = npt.NDArray[np.int32]
 
 
-def outlines(region: BoolArray) -> list[Int32Array]:
+def mask_to_polygons(region: BoolArray) -> list[Int32Array]:
     """Return the borders of a region, bool ``[H, W]``, as rings along the pixels' edges.
 
     Returns:

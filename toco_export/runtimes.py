@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     logits: npt.NDArray[np.float32]
 
 
-Segmenter = Callable[[UInt8Array], Answer]
+InferenceBackend = Callable[[UInt8Array], Answer]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class OnnxSession:
         fused: Those of them that do the work of several, by their names.
     """
 
-    segment: Segmenter
+    segment: InferenceBackend
     num_nodes: int
     fused: Counter[str]
 
 
-def torch_segmenter(served: ServedModel) -> Segmenter:
+def torch_segmenter(served: ServedModel) -> InferenceBackend:
     """Run a served graph in PyTorch; what it multiplies in half precision is summed in fp32, as GPUs do."""
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Run lengths and outlines of regions, and the answer that offers them."""
+"""Run lengths and polygons of label maps, and the answer that offers them."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ from pycocotools import mask as coco
 from toco_core.palette import VOC_PALETTE
 from toco_core.rle import decode_rle, encode_rle
 from toco_serve import Segmentation
-from toco_serve.client.regions import outlines
+from toco_serve.client.polygons import mask_to_polygons
 
 REGIONS = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12))
 
 
 def blobs(height: int, width: int, seed: int) -> np.ndarray:
-    """Regions of the size and raggedness of real ones, with holes."""
+    """SharedMemoryPool of the size and raggedness of real ones, with holes."""
     noise = np.random.default_rng(seed).normal(size=(height // 8 + 1, width // 8 + 1)).astype(np.float32)
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)) > 0
 
@@ -71,7 +71,7 @@ def test_run_lengths_that_do_not_fill_their_size_are_refused(counts):
 def test_the_outline_of_a_square_with_a_hole_is_the_one_worked_out_by_hand():
     region = np.ones((3, 3), np.bool_)
     region[1, 1] = False
-    outer, hole = outlines(region)
+    outer, hole = mask_to_polygons(region)
     assert outer.tolist() == [[0, 0], [3, 0], [3, 3], [0, 3]]
     assert hole.tolist() == [[1, 1], [1, 2], [2, 2], [2, 1]]
     assert (signed_area(outer), signed_area(hole)) == (9, -1)
@@ -79,24 +79,24 @@ def test_the_outline_of_a_square_with_a_hole_is_the_one_worked_out_by_hand():
 
 def test_pixels_that_touch_at_a_corner_have_outlines_of_their_own():
     falling = np.array([[1, 0], [0, 1]], np.bool_)
-    assert [ring.tolist() for ring in outlines(falling)] == [
+    assert [ring.tolist() for ring in mask_to_polygons(falling)] == [
         [[0, 0], [1, 0], [1, 1], [0, 1]],
         [[1, 1], [2, 1], [2, 2], [1, 2]],
     ]
-    assert [ring.tolist() for ring in outlines(falling[:, ::-1])] == [
+    assert [ring.tolist() for ring in mask_to_polygons(falling[:, ::-1])] == [
         [[1, 0], [2, 0], [2, 1], [1, 1]],
         [[0, 1], [1, 1], [1, 2], [0, 2]],
     ]
 
 
 def test_an_empty_region_has_no_outline():
-    assert outlines(np.zeros((4, 5), np.bool_)) == []
+    assert mask_to_polygons(np.zeros((4, 5), np.bool_)) == []
 
 
 @given(REGIONS)
 @settings(max_examples=300, deadline=None)
 def test_filled_outlines_are_the_region_again(region):
-    rings = outlines(region)
+    rings = mask_to_polygons(region)
     np.testing.assert_array_equal(filled(rings, region.shape), region)
     assert sum(map(signed_area, rings)) == region.sum()
     for ring in rings:
@@ -106,7 +106,7 @@ def test_filled_outlines_are_the_region_again(region):
 
 def test_filled_outlines_of_a_real_size_are_the_region_again():
     region = blobs(333, 500, seed=1)
-    np.testing.assert_array_equal(filled(outlines(region), region.shape), region)
+    np.testing.assert_array_equal(filled(mask_to_polygons(region), region.shape), region)
 
 
 @given(st.integers(0, 2**32 - 1))

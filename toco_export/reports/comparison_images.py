@@ -1,11 +1,11 @@
-"""The pictures of an export's report: image, both masks, and the pixels in which they differ."""
+"""The images of an export's report: image, both masks, and the pixels in which they differ."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from toco_core.html import picture_strip
+from toco_core.html import image_strip
 from toco_core.palette import UInt8Array, overlay
 from toco_export.parity.verification import WorstImage
 
@@ -16,7 +16,7 @@ DIFFERENT = (255, 0, 200)
 def comparison_strip(name: str, worst: WorstImage, palette: UInt8Array) -> str:
     """Return the HTML figure of a candidate's worst image; ``palette`` has the colours of its labels."""
     different = int(np.count_nonzero(worst.expected != worst.got))
-    pictures = {
+    images = {
         "image": worst.image,
         "PyTorch fp32": overlay(worst.image, worst.expected, palette=palette),
         name: overlay(worst.image, worst.got, palette=palette),
@@ -24,7 +24,7 @@ def comparison_strip(name: str, worst: WorstImage, palette: UInt8Array) -> str:
     }
     height, width = worst.expected.shape
     caption = f"{name}: {different:,} of {worst.expected.size:,} pixels differ ({height}x{width})"
-    return picture_strip(pictures, caption)
+    return image_strip(images, caption)
 
 
 def mark_differences(worst: WorstImage) -> UInt8Array:

@@ -1,4 +1,4 @@
-"""Reading pictures: every kind becomes upright RGB, or is refused by name; a damaged one never does worse."""
+"""Reading images: every kind becomes upright RGB, or is refused by name; a damaged one never does worse."""
 
 import random
 import re
@@ -38,7 +38,7 @@ def assert_near(colours, expected, tolerance):
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff", "webp", "jpg", "jpeg"])
 def test_every_format_gives_its_pixels(tmp_path, pixels, suffix):
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     Image.fromarray(pixels).save(path, quality=100, **({"lossless": True} if suffix == "webp" else {"subsampling": 0}))
     image = read_image(path)
     assert image.mode == "RGB"
@@ -46,14 +46,14 @@ def test_every_format_gives_its_pixels(tmp_path, pixels, suffix):
 
 
 def test_a_suffix_that_lies_does_not_matter(tmp_path, pixels):
-    Image.fromarray(pixels).save(tmp_path / "picture.jpg", format="PNG")
-    assert np.array_equal(read_image(tmp_path / "picture.jpg"), pixels)
+    Image.fromarray(pixels).save(tmp_path / "image.jpg", format="PNG")
+    assert np.array_equal(read_image(tmp_path / "image.jpg"), pixels)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 @pytest.mark.parametrize(("orientation", "corner"), [(1, 0), (2, 1), (3, 3), (4, 2), (5, 0), (6, 1), (7, 3), (8, 2)])
 def test_the_exif_orientation_is_followed_once(tmp_path, pixels, suffix, orientation, corner):
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(path, exif=exif, quality=100)
@@ -66,7 +66,7 @@ def test_the_exif_orientation_is_followed_once(tmp_path, pixels, suffix, orienta
 
 @pytest.mark.filterwarnings("ignore:::PIL")
 def test_a_damaged_orientation_is_ignored(tmp_path, pixels):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     Image.fromarray(pixels).save(
         path, exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x07\0\xff\xff\xff\xff\x00\x00\x00\x7f"
     )
@@ -86,9 +86,9 @@ def test_cmyk_of_both_polarities_has_the_colours_that_it_shows(tmp_path, pixels)
 def test_below_transparency_the_colours_count(tmp_path, pixels, mode):
     clear = Image.fromarray(pixels).convert(mode)
     clear.putalpha(Image.new("L", (8, 12), 0))
-    clear.save(tmp_path / "picture.png")
+    clear.save(tmp_path / "image.png")
     left_top = (94, 94, 94) if mode == "LA" else LEFT_TOP  # 0.299 * 200 + 0.587 * 40 + 0.114 * 90 = 93.5
-    assert corners(read_image(tmp_path / "picture.png")) == [left_top, WHITE, WHITE, WHITE]
+    assert corners(read_image(tmp_path / "image.png")) == [left_top, WHITE, WHITE, WHITE]
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
@@ -101,12 +101,12 @@ def test_colours_multiplied_by_their_transparency_are_divided_again(pixels, mode
 
 @pytest.mark.parametrize("transparency", [0, bytes([0, 128])])
 def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_path, transparency):
-    picture = Image.new("P", (4, 4), 0)
-    picture.putpalette([200, 40, 90, 1, 2, 3])
-    picture.save(tmp_path / "picture.png", transparency=transparency)
+    pil_image = Image.new("P", (4, 4), 0)
+    pil_image.putpalette([200, 40, 90, 1, 2, 3])
+    pil_image.save(tmp_path / "image.png", transparency=transparency)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image = read_image(tmp_path / "picture.png")
+        image = read_image(tmp_path / "image.png")
     assert set(image.get_flattened_data()) == {LEFT_TOP}
 
 
@@ -137,14 +137,14 @@ def png(width, height, *, bits, colours, content):
 
 def test_16_bit_rgb_keeps_its_high_bytes(tmp_path):
     pixel = struct.pack(">HHH", 0xC8FF, 0x2800, 0x5A80)
-    (tmp_path / "picture.png").write_bytes(png(1, 1, bits=16, colours=2, content=b"\0" + pixel))
-    assert read_image(tmp_path / "picture.png").getpixel((0, 0)) == LEFT_TOP
+    (tmp_path / "image.png").write_bytes(png(1, 1, bits=16, colours=2, content=b"\0" + pixel))
+    assert read_image(tmp_path / "image.png").getpixel((0, 0)) == LEFT_TOP
 
 
 def test_one_bit_becomes_black_and_white(tmp_path):
     bits = np.array([[True, False], [False, True]])
-    Image.fromarray(bits).save(tmp_path / "picture.png")
-    assert np.asarray(read_image(tmp_path / "picture.png"))[..., 1].tolist() == [[255, 0], [0, 255]]
+    Image.fromarray(bits).save(tmp_path / "image.png")
+    assert np.asarray(read_image(tmp_path / "image.png"))[..., 1].tolist() == [[255, 0], [0, 255]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
@@ -163,11 +163,11 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path, pixels, suffix):
     ],
 )
 def test_levels_without_a_known_range_are_refused(tmp_path, mode, levels, reason):
-    picture = Image.fromarray(levels)
-    assert picture.mode == mode
-    picture.save(tmp_path / "picture.tif")
-    with pytest.raises(DataError, match=f"^image .*picture.tif cannot be used: {reason}.*; convert it or take it out"):
-        read_image(tmp_path / "picture.tif")
+    image = Image.fromarray(levels)
+    assert image.mode == mode
+    image.save(tmp_path / "image.tif")
+    with pytest.raises(DataError, match=f"^image .*image.tif cannot be used: {reason}.*; convert it or take it out"):
+        read_image(tmp_path / "image.tif")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_bomb_is_refused_by_its_header_before_a_pixel_is_decoded(tmp_path, mon
             read_image(tmp_path / "bomb.png")
 
 
-def test_the_largest_picture_that_is_read_is_read(tmp_path, monkeypatch):
+def test_the_largest_image_that_is_read_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(toco_core.images, "MAX_IMAGE_PIXELS", 96)
     Image.new("RGB", (8, 12)).save(tmp_path / "largest.png")
     Image.new("RGB", (8, 13)).save(tmp_path / "larger.png")
@@ -196,13 +196,13 @@ def test_the_largest_picture_that_is_read_is_read(tmp_path, monkeypatch):
     [(b"", "it is no JPEG"), (b"hello", "it is no JPEG"), (b"GIF89a\x01\0\x01\0\x80\0\0", "it is no JPEG"),
      (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no JPEG")],
 )  # fmt: skip
-def test_what_is_no_picture_of_a_known_kind_is_refused(tmp_path, content, reason):
-    (tmp_path / "picture.jpg").write_bytes(content)
-    with pytest.raises(DataError, match=rf"^image .*picture.jpg cannot be decoded \({reason}"):
-        read_image(tmp_path / "picture.jpg")
+def test_what_is_no_image_of_a_known_kind_is_refused(tmp_path, content, reason):
+    (tmp_path / "image.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"^image .*image.jpg cannot be decoded \({reason}"):
+        read_image(tmp_path / "image.jpg")
 
 
-def test_a_missing_picture_and_a_folder_in_its_place_are_refused(tmp_path):
+def test_a_missing_image_and_a_folder_in_its_place_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"^image .*none.jpg is missing; restore it"):
         read_image(tmp_path / "none.jpg")
     with pytest.raises(DataError, match=r"^image .* cannot be decoded \(.*[Ii]s a directory"):
@@ -210,25 +210,23 @@ def test_a_missing_picture_and_a_folder_in_its_place_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("error", [struct.error("unpack requires"), SyntaxError("broken"), MemoryError(), KeyError(3)])
-def test_whatever_a_decoder_raises_is_the_pictures_fault(tmp_path, pixels, monkeypatch, error):
+def test_whatever_a_decoder_raises_is_the_images_fault(tmp_path, pixels, monkeypatch, error):
     def damaged(_):
         raise error
 
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
     monkeypatch.setattr(PngImageFile, "getexif", damaged)
     assert np.array_equal(read_image(path), pixels), "a mark that cannot be read is no mark"
     monkeypatch.setattr(PngImageFile, "load", damaged)
-    with pytest.raises(
-        DataError, match=rf"^image .*picture.png cannot be decoded \(.*({error}|{type(error).__name__})"
-    ):
+    with pytest.raises(DataError, match=rf"^image .*image.png cannot be decoded \(.*({error}|{type(error).__name__})"):
         read_image(path)
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")  # of metadata
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
-def test_a_damaged_picture_is_read_or_refused_in_one_sentence(tmp_path, suffix):
-    path = tmp_path / f"picture.{suffix}"
+def test_a_damaged_image_is_read_or_refused_in_one_sentence(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
     noise = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -250,14 +248,14 @@ def test_a_damaged_picture_is_read_or_refused_in_one_sentence(tmp_path, suffix):
 
 
 def outcome(path):
-    """The mode that a picture is read as, or the sentence that refuses it."""
+    """The mode that an image is read as, or the sentence that refuses it."""
     try:
         return read_image(path).mode
     except DataError as error:
         return str(error)
 
 
-def test_the_mask_beside_a_photograph_and_hidden_files_are_no_pictures(tmp_path):
+def test_the_mask_beside_a_photograph_and_hidden_files_are_no_images(tmp_path):
     for name in ("b.JPG", "a.png", "b.png", ".c.png", "d.txt", "e.webp"):
         (tmp_path / name).touch()
     assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG", "e.webp"]

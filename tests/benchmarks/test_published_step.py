@@ -12,7 +12,7 @@ from benchmarks.cases.published_step import PlainTokenContrast, materialise_atte
 from tests.train.small_runs import give_a_small_projection
 from toco_train.config import CamConfig, ContrastConfig, LossWeights, ModelConfig, Phase, RegularizationConfig, ViTSpec
 from toco_train.data.loader import Batch
-from toco_train.method.objective import TokenContrast
+from toco_train.method.objective import ToCoObjective
 from toco_train.models.toco import ToCo
 
 SIZE = 64
@@ -60,7 +60,7 @@ def _batch(seed: int) -> Batch:
 @pytest.mark.parametrize("materialised_attention", [False, True])
 def test_the_plain_schedule_gives_our_losses_step_after_step(materialised_attention: bool) -> None:
     model = _model()
-    ours = TokenContrast(copy.deepcopy(model), **CONFIGS)
+    ours = ToCoObjective(copy.deepcopy(model), **CONFIGS)
     plain = PlainTokenContrast(model, **CONFIGS, materialised_attention=materialised_attention)
     seen = {}
     for name, objective in (("ours", ours), ("plain", plain)):
@@ -82,7 +82,7 @@ def test_the_plain_schedule_gives_our_losses_step_after_step(materialised_attent
 
 def test_the_plain_schedule_gives_our_gradients() -> None:
     model = _model()
-    ours, plain = TokenContrast(copy.deepcopy(model), **CONFIGS), PlainTokenContrast(model, **CONFIGS)
+    ours, plain = ToCoObjective(copy.deepcopy(model), **CONFIGS), PlainTokenContrast(model, **CONFIGS)
     for objective in (ours, plain):
         objective(_batch(0), ALL_ON).total.backward()
     for (name, own), other in zip(ours.model.named_parameters(), plain.model.parameters(), strict=True):
