@@ -129,7 +129,7 @@ def test_refined_by_par_a_label_is_the_one_that_training_learns_from(made):
     pixels = (pil_image * 255).round().to(torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     theirs = refine_label(pixels[None] / 255, cam, known, 0.25, 0.7, box, PixelAdaptiveRefinement())[0]
-    ours = made(prediction(cam[0], tags=[1, 2], pil_image=image), refine="par", low=0.25, high=0.7).mask
+    ours = made(prediction(cam[0], tags=[1, 2], image=image), refine="par", low=0.25, high=0.7).mask
     assert set(np.unique(ours)) == {0, 1, 2, 255} & set(theirs.unique().tolist())
     assert len(theirs.unique()) >= 3, "the test must have something to tell apart"
     assert np.array_equal(ours, theirs.numpy())

@@ -103,7 +103,7 @@ def test_a_image_of_each_kind_is_named(photos, kind, monkeypatch):
 
 
 def test_16_bits_a_colour_are_told_from_8(photos):
-    from tests.train.data.test_images import png  # noqa: PLC0415
+    from tests.train.data.test_read_image import png  # noqa: PLC0415
 
     line = b"\0" + np.random.default_rng(0).bytes(40 * 6)
     photos.add("odd.png", png(40, 40, bits=16, colours=2, content=line * 40), "cat")
