@@ -1,8 +1,8 @@
 """Make docs/results.md and the index of benchmarks/results from the newest report of each kind and machine.
 
 A report is ``DATE-NAME.md`` with figures beside it, or ``DATE-demo-NAME.json``, which the demo writes. ``NAME`` begins
-with the name of its kind. With ``--check`` nothing is written: the command fails where a page is not up to date, or where
-a report has been replaced by a newer one and not deleted.
+with the name of its kind. With ``--check`` nothing is written: the command fails where a page is not up to date, or
+where a report has been replaced by a newer one and not deleted.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def _demo_text(summary: Mapping[str, Any], stem: str, *, image: bool) -> str:
     latency = {"tensor": "tensor", "photograph": "encoded image"}
     rows = [
         *([f"mIoU, {score[kind]}", f"{100 * value:.1f} %"] for kind, value in summary["miou"].items()),
-        ["mean pairwise \\|cosine\\| of final tokens", f"{summary['token_similarity']:.3f}"],
+        *([["mean pairwise \\|cosine\\| of final tokens", f"{summary['token_similarity']:.3f}"]]
+          if summary["token_similarity"] is not None else []),
         *([f"size of `{file}`", f"{size / 1e6:.1f} MB"] for file, size in summary["artefacts"].items()),
         *([f"pixels labelled as by PyTorch, worst size, `{file}`", f"{100 * share:.2f} %"]
           for file, share in summary["parity"].items()),
@@ -156,10 +157,9 @@ def _demo_text(summary: Mapping[str, Any], stem: str, *, image: bool) -> str:
     ]  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     picture = f"\n\n![Image, auxiliary CAM, CAM, predicted mask, mask as served, truth]({stem}.png)" if image else ""
-    return (
-        f"# {stem.partition('-demo-')[2].capitalize()}\n\nCPU: {summary['machine']}; {versions}; {stem[:10]}; after set-up.\n\n"
-        f"`make demo`\n\n{markdown_table(['what', 'value'], rows)}{picture}\n"
-    )
+    origin = f"CPU: {summary['machine']}; {versions}; {stem[:10]}."
+    name = stem.partition("-demo-")[2].capitalize()
+    return f"# {name}\n\n{origin}\n\n`make demo`\n\n{markdown_table(['what', 'value'], rows)}{picture}\n"
 
 
 def index_page(reports: Sequence[Report]) -> str:

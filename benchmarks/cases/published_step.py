@@ -45,7 +45,7 @@ class PlainTokenContrast(ToCoObjective):
         weights: See there.
         materialised_attention: Write every attention matrix out, as the published network does.
 
-    Source: METHOD.md, the counts under "one training step".
+    Source: docs/method.md, the counts under "one training step".
     """
 
     def __init__(

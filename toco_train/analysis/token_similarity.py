@@ -170,7 +170,7 @@ def similarity_by_block(
         DataError: An image cannot be read.
 
     Source: ToCo (CVPR 2023), section 3.2: cosine similarity of patch tokens over the blocks of a ViT. The final norm
-    stands apart, since PTC acts on tokens after it; |cos| as in METHOD.md, step 3.
+    stands apart, since PTC acts on tokens after it; |cos| as in docs/method.md, step 3.
     """
     found = []
     for start in range(0, len(samples), batch_size):

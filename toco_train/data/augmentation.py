@@ -1,7 +1,7 @@
 """Augmentation: one geometry per image, shared by its renderings and its box; three photometric renderings.
 
-Views of a training image (METHOD.md, step 4): view 1 is what the network is trained on; view 2 is another crop of the
-source; the local rendering is the same crop as view 1 in other colours, from which local crops are cut.
+Views of a training image (docs/method.md, step 4): view 1 is what the network is trained on; view 2 is another crop of
+the source; the local rendering is the same crop as view 1 in other colours, from which local crops are cut.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Augmentation:
     Geometry and colours are drawn on Pillow's images, whose resampling reads only the part of the source that ends up
     in the crop, and whose way to hue and back takes half the time of that on tensors (benchmarks/data_loading.py).
 
-    Source: METHOD.md, step 4 and recipes. Deviation: the geometry is drawn once per image and shared by view 1, the
-    local rendering and the box; the published code flips the local rendering on its own, so that half of the local
+    Source: docs/method.md, step 4 and recipes. Deviation: the geometry is drawn once per image and shared by view 1,
+    the local rendering and the box; the published code flips the local rendering on its own, so that half of the local
     crops came from the wrong place, and never flips the box.
     """
 

@@ -82,7 +82,7 @@ class Prediction:
         Args:
             crf: Refine the softmax by a dense CRF first, leaving out labels that are nowhere above 1 %.
 
-        Source: METHOD.md, test time.
+        Source: docs/method.md, test time.
         """
         labels = range(len(self.seg_logits[0]))
         if not crf:
@@ -102,8 +102,8 @@ class Prediction:
             crf: Refine by a dense CRF first; the map of each tag and the constant ``background``, divided by their
                 sum, are its probabilities.
 
-        Source: METHOD.md, test time. It does not say how the published CRF turns a CAM into probabilities; dividing
-        by the sum keeps the winner of every pixel.
+        Source: docs/method.md, test time. It does not say how the published CRF turns a CAM into probabilities;
+        dividing by the sum keeps the winner of every pixel.
         """
         labels = (0, *self.labels)
         scores = torch.cat([cam.new_full((1, *cam.shape[1:]), background), cam])

@@ -76,7 +76,7 @@ class Labeller:
         model: The network, in evaluation mode.
         config: How labels are made.
 
-    Source: METHOD.md, step 5 (PAR) and test time (CRF).
+    Source: docs/method.md, step 5 (PAR) and test time (CRF).
     """
 
     def __init__(self, model: ToCo, config: LabelConfig) -> None:

@@ -69,8 +69,8 @@ def multi_scale_cam(
         CAM and aux CAM, each float ``[B, C, H, W]`` (``[B, K, H, W]`` in the order of ``classes``) in [0, 1], without
         gradient.
 
-    Source: METHOD.md, step 1. Same values as published; the pass that the training step has already done is reused,
-    and only the maps that count are made as large as the image.
+    Source: docs/method.md, step 1. Same values as published; the pass that the training step has already done is
+    reused, and only the maps that count are made as large as the image.
     """
     size = images.shape[-2:]
     totals: list[Tensor] = []

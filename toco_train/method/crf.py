@@ -72,7 +72,7 @@ def dense_crf(image: UInt8Array, probabilities: npt.NDArray[np.float32], config:
         ValueError: The shapes do not belong together.
 
     Source: Krähenbühl and Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials" (NIPS
-    2011), with the parameters that ToCo publishes; METHOD.md, test time.
+    2011), with the parameters that ToCo publishes; docs/method.md, test time.
     """
     num_labels, height, width = probabilities.shape
     if image.shape != (height, width, 3):

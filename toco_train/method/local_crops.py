@@ -31,7 +31,7 @@ def local_crops(
     Returns:
         Crops, float ``[B, num_crops, 3, crop_size, crop_size]``, and which are positive, bool ``[B, num_crops]``.
 
-    Source: ToCo (CVPR 2023), section 3.4; METHOD.md, step 4.
+    Source: ToCo (CVPR 2023), section 3.4; docs/method.md, step 4.
     """
     batch, _, height, width = images.shape
     rows, columns = height - crop_size + 1, width - crop_size + 1

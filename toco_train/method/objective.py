@@ -38,7 +38,7 @@ class Losses:
 class ToCoObjective(nn.Module):
     """The training objective: a network and all that turns a batch into losses.
 
-    Source: METHOD.md, one training step. Same values as published with less work: the teacher reads the student's
+    Source: docs/method.md, one training step. Same values as published with less work: the teacher reads the student's
     class tokens, view 1 is the training image's own pass, and so is its CAM at scale 1.
     """
 
@@ -107,14 +107,14 @@ class ToCoObjective(nn.Module):
         return (images.float() / 255 - self._mean) / self._std
 
     def _patch_token_contrast(self, patch_tokens: Tensor, aux_cam: Tensor, present: Tensor, batch: Batch) -> Tensor:
-        """Contrast final tokens by the relations that the auxiliary CAM suggests (METHOD.md, step 3)."""
+        """Contrast final tokens by the relations that the auxiliary CAM suggests (docs/method.md, step 3)."""
         token_cam = F.interpolate(aux_cam, size=patch_tokens.shape[-2:], mode="bilinear", align_corners=False)
         boxes = torch.div(batch.boxes + self._to_whole_tokens, self.model.patch_size, rounding_mode="floor")
         labels = three_way_label(token_cam, present, self._cam.low, self._cam.high, boxes)
         return patch_token_contrast(patch_tokens, token_affinity(labels))
 
     def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, present: Tensor, batch: Batch) -> Tensor:
-        """Contrast the class tokens of local crops with those of the whole image (METHOD.md, step 4)."""
+        """Contrast the class tokens of local crops with those of the whole image (docs/method.md, step 4)."""
         config = self._contrast
         roi = roi_mask(aux_cam, present, self._cam.low, self._cam.high)
         crops, positive = local_crops(
@@ -133,14 +133,14 @@ class ToCoObjective(nn.Module):
         return class_token_contrast(self.model.projection(views), teacher, positive, config.temperature)
 
     def _pseudo_label(self, cam: Tensor, present: Tensor, classes: Tensor, batch: Batch) -> Tensor:
-        """Refine a CAM to the label that the segmentation learns from (METHOD.md, step 5)."""
+        """Refine a CAM to the label that the segmentation learns from (docs/method.md, step 5)."""
         return refine_label(
             batch.view1.float() / 255, cam, present, self._cam.low, self._cam.high, batch.boxes, self.refinement,
             classes=classes,
         )  # fmt: skip
 
     def _dense_energy(self, logits: Tensor, pseudo_label: Tensor, batch: Batch) -> Tensor:
-        """Ask like pixels to agree (METHOD.md, step 7)."""
+        """Ask like pixels to agree (docs/method.md, step 7)."""
         config = self._regularization
         return config.scale * dense_energy_loss(
             batch.view1.float(),

@@ -25,7 +25,7 @@ class PixelAdaptiveRefinement(nn.Module):
         dilations: Distances of the rings of neighbours, in pixels.
         num_iterations: How many times the average is taken.
 
-    Source: PAR (Ru et al., AFA, CVPR 2022) as ToCo uses it; METHOD.md, step 5.
+    Source: PAR (Ru et al., AFA, CVPR 2022) as ToCo uses it; docs/method.md, step 5.
     """
 
     COLOUR_WIDTH = 0.3

@@ -40,7 +40,7 @@ def three_way_label(cam: Tensor, image_labels: Tensor, low: float, high: float, 
     Returns:
         int64 ``[B, H, W]``.
 
-    Source: ToCo (CVPR 2023), equation 4; METHOD.md, step 2.
+    Source: ToCo (CVPR 2023), equation 4; docs/method.md, step 2.
     """
     strongest, label = valid_cam(cam, image_labels).max(dim=1)
     label = torch.where(strongest <= high, IGNORE_INDEX, label + 1)
@@ -70,7 +70,7 @@ def roi_mask(cam: Tensor, image_labels: Tensor, low: float, high: float) -> Tens
     Returns:
         int64 ``[B, H, W]``.
 
-    Source: ToCo (CVPR 2023), section 3.4; METHOD.md, step 4.
+    Source: ToCo (CVPR 2023), section 3.4; docs/method.md, step 4.
     """
     strongest = valid_cam(cam, image_labels).amax(dim=1)
     return (strongest > low).long() + (strongest >= high).long()
@@ -85,7 +85,7 @@ def token_affinity(labels: Tensor) -> Tensor:
     Returns:
         uint8 ``[B, N, N]``: 1 same label, 0 different, 255 where either is unknown and on the diagonal.
 
-    Source: ToCo (CVPR 2023), section 3.3; METHOD.md, step 3.
+    Source: ToCo (CVPR 2023), section 3.3; docs/method.md, step 3.
     """
     flat = labels.flatten(1)
     affinity = (flat[:, :, None] == flat[:, None, :]).to(torch.uint8)
@@ -126,7 +126,7 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
     Returns:
         int64 ``[B, H, W]``: 0, 255, or a class from 1 on.
 
-    Source: METHOD.md, step 5. Same values as published; the affinity of an image is computed once for both runs.
+    Source: docs/method.md, step 5. Same values as published; the affinity of an image is computed once for both runs.
     """
     height, width = images.shape[-2:]
     half = (height // 2, width // 2)

@@ -12,7 +12,7 @@ class LargeFOV(nn.Module):
 
     Takes patch tokens, float ``[B, D, h, w]``; returns logits, float ``[B, C + 1, h, w]``, background first.
 
-    Source: DeepLab-LargeFOV as in ToCo (METHOD.md, network).
+    Source: DeepLab-LargeFOV as in ToCo (docs/method.md, network).
     """
 
     def __init__(self, in_channels: int, num_labels: int, *, channels: int = 512, dilation: int = 5) -> None:

@@ -14,7 +14,7 @@ class ProjectionHead(nn.Module):
     Each of the K outputs is the dot product of a unit vector with a weight vector whose magnitude is fixed at 1,
     so it lies in [-1, 1].
 
-    Source: the DINO head as ToCo uses it (METHOD.md, network).
+    Source: the DINO head as ToCo uses it (docs/method.md, network).
     """
 
     def __init__(self, in_dim: int, *, hidden_dim: int = 2048, bottleneck_dim: int = 256, out_dim: int = 1024) -> None:

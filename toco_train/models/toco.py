@@ -49,7 +49,7 @@ class ToCo(nn.Module):
         RunError: ``config.weights`` cannot be read or does not fit the backbone.
         ValueError: ``config.classes`` is empty.
 
-    Source: ToCo (CVPR 2023), section 3; METHOD.md, network.
+    Source: ToCo (CVPR 2023), section 3; docs/method.md, network.
     """
 
     def __init__(self, config: ModelConfig) -> None:

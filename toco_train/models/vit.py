@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         activation_checkpointing: Keep only the tokens between blocks for the backward pass, and compute the inside of
             each block again there: a third more work in forward and backward, for less memory.
 
-    Source: METHOD.md, network.
+    Source: docs/method.md, network.
     """
 
     activation_checkpointing = False

@@ -26,9 +26,9 @@ def class_token_contrast(student: Tensor, teacher: Tensor, positive: Tensor, tem
     Returns:
         Scalar, mean over images; finite however small tau is, where the exponentials themselves would overflow.
 
-    Source: ToCo (CVPR 2023), section 3.4; METHOD.md, step 4.
+    Source: ToCo (CVPR 2023), section 3.4; docs/method.md, step 4.
     """
-    # log l of METHOD.md; with n = log(N + 1e-4), -log(l / (l + N + 1e-4)) = softplus(n - log l): no exp can overflow
+    # Step 4 in logarithms: with n = log(N + 1e-4), -log(l / (l + N + 1e-4)) = softplus(n - log l); no exp can overflow.
     similarity = teacher.detach().float() @ student.float().transpose(1, 2) / temperature
     is_positive = positive[:, None, :]
     negatives = F.pad(similarity.masked_fill(is_positive, -torch.inf), (1, 0), value=math.log(_EPSILON))

@@ -59,9 +59,9 @@ def dense_energy_loss(
     Returns:
         Scalar, at most 0, mean over images (a sum over pixels: weigh it by something like 1e-7).
 
-    Source: METHOD.md, step 7 (regularised losses, Tang et al., ECCV 2018). Deviation: the exact kernel on the training
-    device, where the published code runs an approximate filter in a compiled CPU extension. The gate is a constant
-    and the gradient is ``-2 gate W S``, as published.
+    Source: docs/method.md, step 7 (regularised losses, Tang et al., ECCV 2018). Deviation: the exact kernel on the
+    training device, where the published code runs an approximate filter in a compiled CPU extension. The gate is a
+    constant and the gradient is ``-2 gate W S``, as published.
     """
     size = [int(side * scale) for side in images.shape[-2:]]
     small_images = F.interpolate(images.float(), size=size, mode="nearest")

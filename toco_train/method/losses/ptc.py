@@ -22,8 +22,8 @@ def patch_token_contrast(features: Tensor, affinity: Tensor) -> Tensor:
     Returns:
         Scalar in [0, 1], in several processes their mean is; 0.5 where no pair is known.
 
-    Source: ToCo (CVPR 2023), section 3.3; similarity is |cos| as in the published code (METHOD.md, step 3). Deviation:
-    pairs are counted over all processes, as the top of the package says.
+    Source: ToCo (CVPR 2023), section 3.3; similarity is |cos| as in the published code (docs/method.md, step 3).
+    Deviation: pairs are counted over all processes, as the top of the package says.
     """
     tokens = F.normalize(features.flatten(2).float(), dim=1)
     similarity = (tokens.transpose(1, 2) @ tokens).abs()

@@ -21,8 +21,8 @@ def balanced_segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int
     Returns:
         Scalar, finite also where one kind of pixel, or every pixel, is missing.
 
-    Source: METHOD.md, step 6. Deviations: a term with no pixel is 0, where the published code divides by zero; pixels
-    are counted over all processes, as the top of the package says.
+    Source: docs/method.md, step 6. Deviations: a term with no pixel is 0, where the published code divides by zero;
+    pixels are counted over all processes, as the top of the package says.
     """
     per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
     background = labels == 0
