@@ -1,4 +1,4 @@
-# Two commands: `make demo` runs the main job end to end, `make test` runs every test. Both set up .venv first.
+# `make demo` runs the main job end to end, `make test` runs every test. Both set up .venv first.
 
 PYTHON ?= python3
 DATA ?=
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint dist clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,12 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy triton_models/toco_image/1/model.py
+	$(BIN)/python -m benchmarks.results --check
+
+dist: $(STAMP)
+	rm -rf dist build *.egg-info
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache
