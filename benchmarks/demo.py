@@ -36,7 +36,7 @@ from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.config import load_config
 from toco_train.data.opening import open_source
 from toco_train.data.source import DataSource, Sample, read_mask, spread, with_masks
-from toco_train.evaluation.metrics import confusion_counts, mean_iou
+from toco_train.evaluation.miou import confusion_counts, mean_iou
 from toco_train.inference.predict import predict
 from toco_train.inference.preview import PREDICTION_TITLES, prediction_row, save_grid
 from toco_train.runs.load import load_run

@@ -39,7 +39,7 @@ from toco_core.errors import TocoError
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, exported_model
 from toco_export.onnx.file import export_onnx
-from toco_export.onnx.half_precision import convert
+from toco_export.onnx.fp16_bf16 import convert
 from toco_export.pipeline.description import describe_artefact, describe_export
 from toco_export.repository import artefact_folder, complete_repository
 from toco_serve import Client, EmbeddedTriton, Ports

@@ -123,7 +123,7 @@ class Bench:
         from toco_export.int8.calibration import calibrate  # noqa: PLC0415  (slow to import, and not always asked for)
         from toco_export.int8.quantization import write_quantized  # noqa: PLC0415
         from toco_export.onnx.file import export_onnx  # noqa: PLC0415
-        from toco_export.onnx.half_precision import convert  # noqa: PLC0415
+        from toco_export.onnx.fp16_bf16 import convert  # noqa: PLC0415
 
         path = self._folder / f"{kind}.onnx"
         if path.is_file():

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.graph import ServedModel, exported_model
 from toco_export.onnx.file import export_onnx
-from toco_export.onnx.half_precision import convert
+from toco_export.onnx.fp16_bf16 import convert
 from toco_export.onnx.reduced import reduced_model
 from toco_export.tensorrt.builder import build_engine
 from toco_train.config import (

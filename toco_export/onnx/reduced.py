@@ -37,7 +37,7 @@ def reduced_model(model: ToCo, precision: Reduced, keep: Collection[str] = ()) -
     computes too. Attention's softmax takes and gives half precision: it subtracts the largest score first, and each
     runtime sums it in fp32.
 
-    It stands in for what a processor cannot run, and says which types ``toco_export.onnx.half_precision`` has to give
+    It stands in for what a processor cannot run, and says which types ``toco_export.onnx.fp16_bf16`` has to give
     the file.
 
     Args:

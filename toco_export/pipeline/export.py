@@ -13,7 +13,7 @@ from toco_export.graph import ServedModel, exported_model
 from toco_export.int8.calibration import calibrate
 from toco_export.int8.quantization import describe_noise, quantize
 from toco_export.onnx.file import count_product_types, external_data, require_precision, write_onnx
-from toco_export.onnx.half_precision import convert
+from toco_export.onnx.fp16_bf16 import convert
 from toco_export.onnx.reduced import Reduced, product_layers
 from toco_export.onnx.simplify import simplify
 from toco_export.onnx.tracing import opset_for, trace_onnx

@@ -1,4 +1,4 @@
-"""mIoU, pixel accuracy, F1 and average precision from counts and scores."""
+"""The scores of masks and of class heads: IoU, boundary IoU, pixel accuracy, F1 and average precision."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_confusion_matrix,
-    multilabel_average_precision,
-    multilabel_f1_score,
-)
+from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
 
-from toco_core.palette import IGNORE_INDEX
+from toco_train.evaluation.miou import mean_iou, per_class_iou
 
 
 @dataclass(frozen=True)
@@ -49,34 +45,6 @@ class ClassScores:
     mean_f1: float
     average_precision: tuple[float, ...]
     mean_average_precision: float
-
-
-def confusion_counts(prediction: Tensor, truth: Tensor, num_labels: int) -> Tensor:
-    """Count pixels by true and predicted label, without those whose truth is 255.
-
-    Args:
-        prediction: Integer ``[...]``, 0..num_labels - 1.
-        truth: Integer ``[...]``, 0..num_labels - 1 or 255.
-        num_labels: Number of labels, background included.
-
-    Returns:
-        int64 ``[num_labels, num_labels]``, rows truth, columns prediction.
-    """
-    return multiclass_confusion_matrix(
-        prediction.flatten().long(), truth.flatten().long(), num_labels, ignore_index=IGNORE_INDEX, validate_args=False
-    )
-
-
-def per_class_iou(counts: Tensor) -> Tensor:
-    """Return the IoU of each label from confusion counts ``[L, L]``: float64 ``[L]``, NaN where truth has none."""
-    counts = counts.double()
-    intersection, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-    return torch.where(truth > 0, intersection / (truth + predicted - intersection), torch.nan)
-
-
-def mean_iou(counts: Tensor) -> float:
-    """Return the mean IoU over the labels that the ground truth holds, 0 to 1, from confusion counts ``[L, L]``."""
-    return float(per_class_iou(counts).nanmean())
 
 
 def mask_scores(counts: Tensor, boundary: Tensor) -> Scores:

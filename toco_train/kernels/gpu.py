@@ -1,8 +1,8 @@
-"""What PyTorch's own operations do slowly on a GPU, as kernels of Triton: the dense energy's filter, and PAR.
+"""Kernels of Triton for what PyTorch's own operations do slowly on a GPU: the dense energy's filter, and PAR.
 
-In operations the filter writes and reads its n x n weights several times over, and PAR launches some two thousand small
-kernels a step, for which the device waits. ``losses.py`` and ``cam.py`` hold the definitions, and use these where
-Triton works: it comes with PyTorch on Linux, and takes a C compiler and Python's headers.
+With PyTorch's operations the filter writes and reads its n x n weights several times over, and PAR launches some two
+thousand small kernels a step, for which the device waits. ``dense_energy.py`` and ``par.py`` hold the definitions and
+use these kernels where Triton works: it comes with PyTorch on Linux, and needs a C compiler and Python's headers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kernels of ``gpu_kernels.py`` as Triton takes them: pointers, sizes, and what is fixed when they are compiled."""
+"""The kernels of ``gpu.py`` as Triton takes them: pointers, sizes, and what is fixed when they are compiled."""
 
 from __future__ import annotations
 

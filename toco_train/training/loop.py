@@ -30,8 +30,9 @@ from toco_train.models.toco import ToCo
 from toco_train.training.checkpoint import Progress, TrainState
 from toco_train.training.cuda_graph import GraphedStep, TakeStep
 from toco_train.training.nonfinite import PendingStep, forbid_update, measure, raise_if_nonfinite
-from toco_train.training.optimizer import build_optimizer, build_schedule
+from toco_train.training.optimizer import build_optimizer
 from toco_train.training.run_folder import RunFolder
+from toco_train.training.schedule import build_schedule
 from toco_train.training.signals import StopSignals
 from toco_train.training.validation import validate
 

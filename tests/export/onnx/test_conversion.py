@@ -18,7 +18,7 @@ from toco_core.errors import ExportError
 from toco_export.graph import ServedModel, exported_model
 from toco_export.onnx import file as onnx_file
 from toco_export.onnx.file import count_product_types, external_data, save_onnx
-from toco_export.onnx.half_precision import convert, retype
+from toco_export.onnx.fp16_bf16 import convert, retype
 from toco_export.onnx.reduced import Reduced, product_layers, reduced_model
 from toco_export.onnx.simplify import simplify
 from toco_export.onnx.tracing import OPSET, OPSET_BF16, trace_onnx

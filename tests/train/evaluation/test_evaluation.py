@@ -15,7 +15,8 @@ from toco_train.data.masks import LabelMask
 from toco_train.data.source import Sample
 from toco_train.evaluation.boundary_iou import boundary_counts, boundary_width
 from toco_train.evaluation.evaluate import evaluate, evaluation_numbers
-from toco_train.evaluation.metrics import class_scores, confusion_counts, mask_scores, mean_iou, per_class_iou
+from toco_train.evaluation.metrics import class_scores, mask_scores
+from toco_train.evaluation.miou import confusion_counts, mean_iou, per_class_iou
 from toco_train.inference.predict import predict
 
 

@@ -8,14 +8,14 @@ import torch
 from tests.train.conftest import GOLDEN, TINY_VIT, drawn_weights, published_shapes, relative_error, tiny_config
 from toco_core.errors import RunError
 from toco_train.config import ModelConfig
-from toco_train.evaluation.metrics import confusion_counts, mean_iou, per_class_iou
+from toco_train.evaluation.miou import confusion_counts, mean_iou, per_class_iou
 from toco_train.method.cam import multi_scale_cam, valid_cam
 from toco_train.method.losses import balanced_segmentation_loss, class_token_contrast, patch_token_contrast
 from toco_train.method.par import PixelAdaptiveRefinement
 from toco_train.method.pseudo_label import label_from_cam, refine_label, roi_mask, three_way_label, token_affinity
 from toco_train.models.published_weights import load_published_weights
 from toco_train.models.toco import ToCo
-from toco_train.training.optimizer import warmup_poly
+from toco_train.training.schedule import warmup_poly
 
 TOLERANCE = 1e-5
 OUTPUTS = ("class_logits", "aux_class_logits", "seg_logits", "cam", "aux_cam", "cls_token", "patch_tokens")
