@@ -43,8 +43,8 @@ def dense_energy_loss(
     exponentials an image; memory is ``4 * tile^2`` bytes. At 448 x 448, 21 labels: n = 50,176, 63 G multiply-adds,
     2.5 MB. The pixels are first put in order, and tiles whose pixels are all too far apart to weigh anything in float32
     are left out: 0.3 to 0.5 of them in photographs, drawings and noise. On a GPU all of it is made, in registers
-    (``toco_train/kernels/gpu.py``): 16 ms for 4 images on an H200, without memory; where Triton is missing as on a CPU, in tiles
-    of 268 MB.
+    (``toco_train/kernels/gpu.py``): 16 ms for 4 images on an H200, without memory; where Triton is missing as on a
+    CPU, in tiles of 268 MB.
 
     Args:
         images: RGB in [0, 255], float ``[B, 3, H, W]``.
