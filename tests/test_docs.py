@@ -22,7 +22,6 @@ ELSEWHERE = {
     "export_report.md": "written into a model repository",
     "run_lengths.py": "the copy of toco_core/rle.py in a model repository",
     "triton_python_backend_utils.py": "part of Triton",
-    "benchmarks.x": "stands for any benchmark in a test",
 }
 # Flags of other programs, in commands that the pages show.
 OTHER_FLAGS = {"--nproc_per_node", "--tmpfs", "--report", "--check", "--processes", "--data", "--out", "--jobs"}
@@ -44,17 +43,27 @@ def pages() -> list[Path]:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Yield every page, and every string and comment of the code, with the place where it stands."""
+    """Yield every page, and every string and comment of the code, with the place where it stands.
+
+    Of tests, whose other strings name files that they make, only docstrings and comments.
+    """
     for page in pages():
         yield page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
     for file in (file for folder in CODE for file in (ROOT / folder).rglob("*.py")):
         place, text = file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)):
+        tree = ast.parse(text)
+        nodes = docstrings(tree) if place.startswith("tests/") else ast.walk(tree)
+        for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield f"{place}:{node.lineno}", node.value
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.COMMENT:
                 yield f"{place}:{token.start[0]}", token.string
+
+
+def docstrings(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the strings of a module that stand alone: its docstrings."""
+    yield from (node.value for node in ast.walk(tree) if isinstance(node, ast.Expr))
 
 
 def is_elsewhere(name: str) -> bool:
@@ -95,7 +104,6 @@ def test_every_file_that_is_named_exists() -> None:
     missing = {
         f"{place}: {name}"
         for place, text in texts()
-        if not place.startswith("tests/")  # tests name files that they make
         for name in _FILE.findall(text)
         if not is_elsewhere(name) and name not in file_names()
     }
