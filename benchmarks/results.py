@@ -148,7 +148,7 @@ def _demo_text(summary: Mapping[str, Any], stem: str, *, image: bool) -> str:
     latency = {"tensor": "tensor", "photograph": "encoded image"}
     rows = [
         *([f"mIoU, {score[kind]}", f"{100 * value:.1f} %"] for kind, value in summary["miou"].items()),
-        *([["mean pairwise \\|cosine\\| of final tokens", f"{summary['token_similarity']:.3f}"]]
+        *([["mean absolute cosine of pairs of final tokens", f"{summary['token_similarity']:.3f}"]]
           if summary["token_similarity"] is not None else []),
         *([f"size of `{file}`", f"{size / 1e6:.1f} MB"] for file, size in summary["artefacts"].items()),
         *([f"pixels labelled as by PyTorch, worst size, `{file}`", f"{100 * share:.2f} %"]
@@ -170,7 +170,7 @@ def index_page(reports: Sequence[Report]) -> str:
         [f"[{report.name}]({report.file})", report.machine, report.date, f"`{_one_line(report.command)}`"]
         for report in reports
     ]
-    table = markdown_table(["report", "machine", "date", "command"], rows).replace("--:|", "---|")
+    table = markdown_table(["report", "machine", "date", "command"], rows).replace("--:", "---")
     return f"# Reports\n\n{_MADE}\n\n{table}\n"
 
 
