@@ -27,7 +27,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/mypy triton_models/toco_image/1/model.py
+	MYPYPATH=toco_core $(BIN)/mypy triton_models/toco_image/1/model.py
 	$(BIN)/python -m benchmarks.results --check
 
 dist: $(STAMP)

@@ -20,7 +20,6 @@ FOLDERS = (*CODE, "docs")
 ELSEWHERE = {
     "reproduce.py": "written beside a failed export",
     "export_report.md": "written into a model repository",
-    "run_lengths.py": "the copy of toco_core/rle.py in a model repository",
     "triton_python_backend_utils.py": "part of Triton",
 }
 # Flags of other programs, in commands that the pages show.

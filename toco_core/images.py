@@ -1,137 +1,126 @@
-"""Images of every kind as upright RGB: one conversion for training, for scoring and for the client.
-
-The served model ``toco_image`` converts alike, in code of its own that runs inside Triton.
-"""
+"""Image files: which files of a folder are images, and each as upright RGB. Training, checks and the client use it."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+import io
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from toco_core.errors import DataError
+from toco_core.rgb import RefusedImageError, open_image, refusing_damage, to_rgb, upright_rgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_IMAGE_PIXELS = 89_478_485  # where Pillow begins to warn; 256 MiB as RGB
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_THROUGH = {"La": "LA", "P": "RGBA"}  # from La Pillow knows no other way, and from P it would warn of transparency
 
+def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """Return the images of a folder in order, without hidden files and without masks (see ``without_masks``).
 
-def open_image(file: Path | BinaryIO) -> Image.Image:
-    """Open a JPEG, PNG, WebP, BMP or TIFF by its header: no pixel is decoded yet.
+    Args:
+        folder: The folder.
+        recursive: Search its sub-folders, too, but for hidden ones.
 
     Raises:
-        DataError: It says that it has more than ``MAX_IMAGE_PIXELS``.
-        OSError: It cannot be read, or (``PIL.UnidentifiedImageError``) it is of another kind. Pillow raises other
-            errors as well for a damaged header.
+        DataError: The folder or one of its sub-folders cannot be read.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below says more
-            image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"it has far more than {MAX_IMAGE_PIXELS:,} pixels, the most that is read") from error
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        size = f"{image.width} x {image.height}"
-        image.close()
-        raise DataError(f"it is {size} px, and {MAX_IMAGE_PIXELS:,} pixels are the most that is read")
-    return image
+    images: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        images += (Path(parent, name) for name in names if is_image_name(name))
+    return without_masks(sorted(images))
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none or it cannot be read."""
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata is no reason to refuse pixels that are whole
-        return 1
+def is_image_name(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image and is not hidden."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")  # noqa: PTH122
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says; of an animated one this is the first frame."""
-    image.load()  # first: it turns a TIFF by itself and takes the mark away
-    turn = _UPRIGHT.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
+def without_masks(images: Iterable[Path], *, anywhere: bool = False) -> list[Path]:
+    """Leave out masks: a PNG beside a photograph (an image of another kind) of the same stem is its mask.
 
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB.
-
-    Transparency is ignored: the colours below it count. Of 16-bit levels the high byte is kept.
-
-    Raises:
-        DataError: Its levels have no known range, or (in Pillow's words) its colours cannot be converted.
+    Args:
+        images: Image files.
+        anywhere: The photograph of a mask may lie in another folder, as in the layout of PASCAL VOC.
     """
-    if image.mode == "F":
-        raise DataError("its levels are floating-point numbers, expected whole ones of 8 or 16 bits")
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        low, high = int(levels.min()), int(levels.max())
-        if low < 0 or high > 0xFFFF:
-            raise DataError(f"its levels go from {low} to {high}, expected 0 to 65535")
-        image = Image.fromarray((levels >> 8).astype(np.uint8))
-    try:
-        return image.convert(_THROUGH.get(image.mode, "RGB")).convert("RGB")
-    except ValueError as error:
-        raise DataError(str(error)) from error
-
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the images of a folder in order, without those that are the mask of another (same stem, PNG)."""
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    photographs = {p.stem for p in images if p.suffix.lower() != ".png"}
-    return [p for p in images if p.suffix.lower() != ".png" or p.stem not in photographs]
+    images = list(images)
+    photographs = {_key(path, anywhere) for path in images if path.suffix.lower() != ".png"}
+    return [path for path in images if path.suffix.lower() != ".png" or _key(path, anywhere) not in photographs]
 
 
 def read_image(path: Path) -> Image.Image:
     """Decode an image whole, upright, as RGB.
 
-    JPEG, PNG, WebP, BMP and TIFF are read, whatever the file's suffix says; of an animated one, the first frame. The
-    EXIF orientation is followed. Grey, palette, CMYK and 1-bit images become RGB, 16-bit ones keep their high byte,
-    and transparency is ignored: the colours below it count.
+    JPEG, PNG, WebP, BMP and TIFF are read, whatever the file's suffix; of several frames or pages, the first. The
+    EXIF orientation is applied. Grey, palette, CMYK and 1-bit images become RGB, 16-bit levels keep their high byte,
+    and transparency is ignored: the stored colours are used.
 
     Raises:
-        DataError: It is missing, truncated, damaged or of another kind, has more than
-            ``toco_core.images.MAX_IMAGE_PIXELS`` (told by its header: nothing is decoded), or levels of no known range.
+        DataError: It is missing, truncated, damaged or of another kind, has more than ``MAX_IMAGE_PIXELS`` (by its
+            header: nothing is decoded), or its levels or colours cannot be converted.
     """
     with opened(path) as image:
-        return to_rgb(upright(image))
+        return upright_rgb(image)
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """Decode the content of an image file as ``read_image`` does.
+
+    Raises:
+        DataError: See ``read_image``.
+    """
+    with _refusals("the image"), open_image(io.BytesIO(content), MAX_IMAGE_PIXELS) as image:
+        return upright_rgb(image)
+
+
+def convert_image(image: Image.Image) -> Image.Image:
+    """Convert an image of Pillow's to RGB; its pixels stay where they are.
+
+    Raises:
+        DataError: Its levels or colours cannot be converted, or it is read from a file only now and that is damaged.
+    """
+    with _refusals("the image"), refusing_damage():
+        return to_rgb(image)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Give an image whose header was read; all that goes wrong with it in the block becomes one sentence.
+def opened(path: Path, *, what: str = "image") -> Iterator[Image.Image]:
+    """Open an image file by its header; every error of it in the block becomes one sentence.
+
+    Args:
+        path: The file.
+        what: What to call it in a message.
 
     Raises:
         DataError: See ``read_image``.
     """
     try:
-        with open_image(path) as image:
-            yield image
+        file = path.open("rb")
     except FileNotFoundError as error:
-        raise DataError(f"image {path} is missing; restore it or take it out of the list of images") from error
-    except UnidentifiedImageError as error:
-        reason = "it is no JPEG, PNG, WebP, BMP or TIFF, or damaged at its start"
-        raise DataError(f"image {path} cannot be decoded ({reason}); replace it or take it out of the data") from error
-    except DataError as error:
-        raise DataError(f"image {path} cannot be used: {error}; convert it or take it out of the data") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged data, and each is this image's fault
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"image {path} cannot be decoded ({reason}); replace it or take it out of the data") from error
+        raise DataError(f"{what} {path} is missing; restore it or remove it from the data") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"{what} {path} cannot be read: {reason}; replace it or remove it from the data") from error
+    with file, _refusals(f"{what} {path}", " or remove it from the data"), open_image(file, MAX_IMAGE_PIXELS) as image:
+        yield image
+
+
+@contextmanager
+def _refusals(name: str, remedy: str = "") -> Iterator[None]:
+    """Say which image was refused, and what else can be done."""
+    try:
+        yield
+    except RefusedImageError as error:
+        raise DataError(f"{name} cannot be read: {error}{remedy}") from error
+
+
+def _key(path: Path, anywhere: bool) -> Path | str:
+    return path.stem if anywhere else path.with_suffix("")
+
+
+def _raise_unreadable(error: OSError) -> None:
+    reason = (error.strerror or str(error)).lower()
+    raise DataError(f"folder {error.filename} cannot be read: {reason}; give another folder") from error

@@ -17,6 +17,7 @@ from toco_core.manifest import Artefact, Manifest, Precision, sha256_of, write_m
 
 VERSION = 1
 MODEL, IMAGE_MODEL = "toco", "toco_image"
+SHARED_CODE = ("rgb.py", "rle.py")  # of toco_core, imported by the model ``toco_image`` from beside its own code
 
 GPU_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8", "fp32")
 
@@ -59,8 +60,9 @@ def complete_repository(folder: Path, manifest: Manifest) -> None:
         if config.backend == "python":
             code = resources.files("triton_models") / name / str(VERSION) / "model.py"
             (version / "model.py").write_bytes(code.read_bytes())
-    run_lengths = resources.files("toco_core") / "rle.py"
-    (folder / IMAGE_MODEL / str(VERSION) / "run_lengths.py").write_bytes(run_lengths.read_bytes())
+    for name in SHARED_CODE:
+        code = resources.files("toco_core") / name
+        (folder / IMAGE_MODEL / str(VERSION) / name).write_bytes(code.read_bytes())
     write_manifest(folder, manifest)
 
 

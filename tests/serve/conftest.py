@@ -1,18 +1,11 @@
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import onnxruntime
 import pytest
-from PIL import Image
 from toy_model import slow_down, write_toy_repository
 
-from toco_core import rle as run_lengths
 from toco_serve import Client, EmbeddedTriton, Ports
-
-IMAGE_MODEL = Path(__file__).parents[2] / "triton_models" / "toco_image" / "1" / "model.py"
 
 
 @pytest.fixture(scope="session")
@@ -56,18 +49,3 @@ def client(server: EmbeddedTriton) -> Iterator[Client]:
 def network(repository: Path) -> onnxruntime.InferenceSession:
     """The same network in this process."""
     return onnxruntime.InferenceSession(repository / "toco/1/model.onnx", providers=["CPUExecutionProvider"])
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[ModuleType]:
-    """The code of the model ``toco_image``, with a stand-in for what Triton gives it."""
-    name = "triton_python_backend_utils"
-    limit = Image.MAX_IMAGE_PIXELS
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, name, ModuleType(name))
-        patch.setitem(sys.modules, "run_lengths", run_lengths)  # lies beside it in a repository
-        spec = importlib.util.spec_from_file_location("served_toco_image", IMAGE_MODEL)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    Image.MAX_IMAGE_PIXELS = limit

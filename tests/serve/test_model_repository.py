@@ -50,7 +50,8 @@ def test_the_repository_holds_the_manifest_two_models_and_the_artefact(tmp_path)
         "toco/1/model.py",
         "toco/config.pbtxt",
         "toco_image/1/model.py",
-        "toco_image/1/run_lengths.py",
+        "toco_image/1/rgb.py",
+        "toco_image/1/rle.py",
         "toco_image/config.pbtxt",
     ]
     assert read_manifest(repository).classes == ("red", "green", "bright, very")

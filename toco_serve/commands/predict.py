@@ -162,7 +162,7 @@ def _positive(kind: type[N]) -> Callable[[str], N]:
 def _parser() -> CommandParser:
     """Describe the command line."""
     parser = CommandParser(PROG, f"Segment images with a running server: masks, overlays and {SUMMARY_FILE}.")
-    kinds = "image, folder, or pattern in quotes ('photos/**/*.jpg')"
+    kinds = "image, folder (without PNG masks beside their images), or pattern in quotes ('photos/**/*.jpg')"
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--no-masks", action="store_true", help="write no masks (palette PNG)")

@@ -17,13 +17,13 @@ from PIL import Image
 
 from toco_core.config import FrozenModel
 from toco_core.errors import DataError
-from toco_core.images import opened, orientation, to_rgb, upright
+from toco_core.images import opened
 from toco_core.palette import IGNORE_INDEX, UInt8Array
+from toco_core.rgb import orientation, upright_rgb
 from toco_train.data.source import DataSource, Sample, read_mask
 
 ENORMOUS_PIXELS = 25_000_000
-_HIGH_BYTE = 256
-_DARK_16_BIT = 16 * _HIGH_BYTE  # 12 bits in 16: every colour below 16 of 255
+_DARK = 16  # of 255: 12 bits stored in 16 give no brighter colour
 
 Severity = Literal["stop", "look", "fine"]
 
@@ -59,7 +59,7 @@ KINDS: Mapping[str, Kind] = {
         "look", f"enormous: above {ENORMOUS_PIXELS // 10**6} megapixels", "slow to read each time; shrink them once"
     ),
     "dark_16_bit": Kind(
-        "look", "16-bit, but nearly black at 8", f"stretch their levels to 0..65535 (now below {_DARK_16_BIT:,})"
+        "look", "16-bit, but nearly black at 8", f"stretch their levels to 0..65535 (now below {_DARK * 256:,})"
     ),
     "transparent": Kind("look", "with transparency", "ignored: the colours below count; flatten them if these are odd"),
     "animated": Kind("look", "of several frames or pages", "the first one is used"),
@@ -246,11 +246,9 @@ def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool
     """Read an image as training does, and its mask as scoring does."""
     try:
         with opened(sample.image) as file:
-            kinds = _kinds_of_file(file)
-            image = upright(file)
-            if image.mode.startswith("I;16") and int(np.asarray(image).max()) < _DARK_16_BIT:
-                kinds.add("dark_16_bit")
-            pixels = np.asarray(to_rgb(image))
+            stored = _stored(file)
+            pixels = np.asarray(upright_rgb(file))
+            kinds = stored | _kinds_of_file(file)
     except DataError as error:
         return Examined(str(error), frozenset(), None)
     height, width = pixels.shape[:2]
@@ -260,6 +258,8 @@ def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool
         kinds.add("enormous")
     if _is_grey(pixels[::8, ::8]) and _is_grey(pixels):
         kinds.add("grey")
+    if "16_bit" in kinds and pixels.max() < _DARK:
+        kinds.add("dark_16_bit")
     if not sample.labels:
         kinds.add("no_label")
     digest = hashlib.blake2b(pixels.data, key=f"{height} {width}".encode()).digest()
@@ -267,12 +267,20 @@ def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool
     return Examined(None, frozenset(kinds), digest, problem)
 
 
+def _stored(image: Image.Image) -> set[str]:
+    """Return the kinds that are lost when the pixels are decoded: Pillow turns a TIFF and has no 16-bit colours."""
+    kinds = {
+        "16_bit": image.mode.startswith("I") or any("16" in raw for raw in _raw_modes(image)),
+        "rotated": image.format == "TIFF" and orientation(image) != 1,
+    }
+    return {name for name, holds in kinds.items() if holds}
+
+
 def _kinds_of_file(image: Image.Image) -> set[str]:
-    """Tell what a file is, from its header; what is done about it is ``read_image``'s."""
+    """Return the kinds of a decoded image."""
     kinds = {
         "cmyk": image.mode == "CMYK",
         "transparent": image.has_transparency_data,
-        "16_bit": image.mode.startswith("I") or any("16" in raw for raw in _raw_modes(image)),
         "rotated": orientation(image) != 1,
         "animated": getattr(image, "is_animated", False),
     }

@@ -1,4 +1,4 @@
-"""Ground truth for evaluation: where a mask comes from and how it is read. Training opens none of it."""
+"""Ground truth for evaluation: where a mask comes from and how it is read. Training reads no mask."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from toco_core.errors import DataError
+from toco_core.images import opened
 from toco_core.palette import IGNORE_INDEX, UInt8Array
+from toco_core.rgb import RefusedImageError, to_rgb
 
 _BINARY_THRESHOLD = 127
 _SILHOUETTES = ({IGNORE_INDEX}, {0, IGNORE_INDEX})
@@ -18,10 +19,10 @@ _LABEL_MODES = ("P", "L", "1")  # palette, grey, one bit: the images whose numbe
 
 
 class Mask(Protocol):
-    """The ground truth of one image; as text, where it comes from."""
+    """The ground truth of one image; ``str`` names where it comes from."""
 
     def exists(self) -> bool:
-        """Tell whether what it is made from is on disk."""
+        """Tell whether its file is on disk."""
 
     def read(self) -> UInt8Array:
         """Return it, uint8 ``[H, W]``: 0 background, 1..C, 255 ignore.
@@ -37,8 +38,8 @@ class LabelMask:
 
     Attributes:
         path: The image.
-        refuse_binary: Take a grey image of nothing but 0 and 255 for an object's silhouette in the wrong place, and
-            refuse it; else its 255 is read as ignore, and a score over it means nothing.
+        refuse_binary: Refuse a grey image that holds only 0 and 255: it is the silhouette of an object in the wrong
+            place. Its 255 would be read as ignored, and the score would mean nothing.
     """
 
     path: Path
@@ -55,21 +56,9 @@ class LabelMask:
         """Return the labels, uint8 ``[H, W]``: 0 background, 1..C, 255 ignore.
 
         Raises:
-            DataError: The image cannot be decoded, holds colours, or is a silhouette that is refused.
+            DataError: The image cannot be read, holds colours, or is a silhouette that is refused.
         """
-        image = _decoded(self.path)
-        if image.mode not in _LABEL_MODES:
-            raise DataError(
-                f"mask {self.path} is an image of mode {image.mode}, expected a palette or 8-bit grey PNG whose "
-                "numbers are labels; convert it"
-            )
-        labels = np.array(image, dtype=np.uint8)
-        if self.refuse_binary and image.mode == "L" and set(np.unique(labels).tolist()) in _SILHOUETTES:
-            raise DataError(
-                f"mask {self.path} holds only 0 and 255, and 255 means ignore here; write the label of the class "
-                "(1 for the first) instead of 255, or put a mask of one object beside its image, same stem"
-            )
-        return labels
+        return read_labels(self.path, refuse_binary=self.refuse_binary)
 
 
 @dataclass(frozen=True)
@@ -95,19 +84,33 @@ class BinaryMask:
         """Return the labels, uint8 ``[H, W]``: 0 or ``label``.
 
         Raises:
-            DataError: The image cannot be decoded.
+            DataError: The image cannot be read.
         """
-        grey = np.array(_decoded(self.path).convert("L"))
+        with opened(self.path, what="mask") as image:
+            grey = np.asarray(to_rgb(image).convert("L"))
         return np.where(grey > _BINARY_THRESHOLD, self.label, 0).astype(np.uint8)
 
 
-def _decoded(path: Path) -> Image.Image:
-    """Decode an image whole."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError as error:
-        raise DataError(f"mask {path} is missing; restore it") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"mask {path} cannot be decoded ({error}); replace it") from error
+def read_labels(path: Path, *, refuse_binary: bool = False) -> UInt8Array:
+    """Read an image whose numbers are labels, as they are stored: uint8 ``[H, W]``.
+
+    Args:
+        path: A palette, 8-bit grey or 1-bit image.
+        refuse_binary: See ``LabelMask``.
+
+    Raises:
+        DataError: The image cannot be read, holds colours, or is a silhouette that is refused.
+    """
+    with opened(path, what="mask") as image:
+        image.load()
+        if image.mode not in _LABEL_MODES:
+            raise RefusedImageError(
+                f"its mode is {image.mode}, expected a palette or 8-bit grey PNG whose numbers are labels; convert it"
+            )
+        labels = np.array(image, dtype=np.uint8)
+    if refuse_binary and image.mode == "L" and set(np.unique(labels).tolist()) in _SILHOUETTES:
+        raise DataError(
+            f"mask {path} holds only 0 and 255, and 255 means ignore here; write the label of the class (1 for the "
+            "first) instead of 255, or put a mask of one object beside its image, same stem"
+        )
+    return labels

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
 from toco_core.config import FrozenModel
@@ -18,6 +18,7 @@ from toco_core.files import atomic_path, write_atomic
 from toco_core.images import read_image
 from toco_core.palette import IGNORE_INDEX, UInt8Array, save_mask
 from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
+from toco_train.data.masks import read_labels
 from toco_train.data.source import Sample
 from toco_train.inference.preview import heat, labelled, save_grid
 from toco_train.inference.pseudo_labels import LabelConfig, PseudoLabel
@@ -75,11 +76,9 @@ class LabelFolder:
     def mask(self, sample: Sample) -> UInt8Array | None:
         """Return the mask of a sample, uint8 ``[H, W]``, if mask and confidence are there and whole."""
         try:
-            with Image.open(self._file(CONFIDENCE_FOLDER, sample)) as confidence:
-                confidence.load()
-            with Image.open(self._file(MASKS_FOLDER, sample)) as mask:
-                return np.array(mask, dtype=np.uint8)
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
+            read_labels(self._file(CONFIDENCE_FOLDER, sample))
+            return read_labels(self._file(MASKS_FOLDER, sample))
+        except DataError:
             return None
 
     def write(self, sample: Sample, label: PseudoLabel) -> None:
@@ -118,11 +117,11 @@ class LabelFolder:
         pil_image = read_image(sample.image)
         pil_image.thumbnail((_TILE_PX, _TILE_PX))
         image = np.asarray(pil_image)
-        with Image.open(self._file(MASKS_FOLDER, sample)) as file:
-            mask = np.array(file.resize(pil_image.size, Image.Resampling.NEAREST), dtype=np.uint8)
-        with Image.open(self._file(CONFIDENCE_FOLDER, sample)) as file:
-            confidence = np.asarray(file.resize(pil_image.size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-        return [image, labelled(image, mask, self._class_list.rgb), heat(image, confidence)]
+        mask = Image.fromarray(read_labels(self._file(MASKS_FOLDER, sample)))
+        confidence = Image.fromarray(read_labels(self._file(CONFIDENCE_FOLDER, sample)))
+        small_mask = np.asarray(mask.resize(pil_image.size, Image.Resampling.NEAREST))
+        small_confidence = np.asarray(confidence.resize(pil_image.size, Image.Resampling.BILINEAR), dtype=np.float32)
+        return [image, labelled(image, small_mask, self._class_list.rgb), heat(image, small_confidence / 255)]
 
     def _file(self, folder: str, sample: Sample) -> Path:
         return self.path / folder / f"{sample.name}.png"

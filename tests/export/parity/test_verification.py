@@ -58,7 +58,7 @@ def test_a_folder_without_images_is_an_error_in_one_sentence(tmp_path: Path):
 
 def test_a_broken_image_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"broken\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"broken\.png cannot be read: it is text"):
         load_images([tmp_path / "broken.png"], 8, 8)
 
 

@@ -37,7 +37,7 @@ def assert_outcomes_of(photos: list[Path], outcomes: list[Outcome]) -> None:
         assert answer.mask.shape == (40 + 10 * index, 60)
         assert quadrant_labels(answer.mask) == [0, 1, 2, 3]
     assert outcomes[3].segmentation is None
-    assert str(outcomes[3].error).startswith(f"{photos[3]}: the image is damaged (")
+    assert str(outcomes[3].error).startswith(f"{photos[3]}: the image cannot be read: it is damaged (")
     assert str(outcomes[5].error) == f"cannot read {photos[5]}: no such file or directory; give the path of an image"
 
 
@@ -99,7 +99,7 @@ def test_the_asyncio_client_raises_the_errors_of_the_other(server, tmp_path):
             return [repr(error) for error in await asyncio.gather(*asked, return_exceptions=True)]
 
     assert asyncio.run(errors()) == [
-        "DataError('the data is 5 bytes of text; a JPEG, PNG, WebP, BMP or TIFF image is expected')",
+        "DataError('the image cannot be read: it is text, expected JPEG, PNG, WebP, BMP or TIFF; replace it')",
         f"DataError('cannot read {tmp_path}/none.jpg: no such file or directory; give the path of an image')",
         "ImageSizeError('image height 33 is not a multiple of the patch size 16; pad to 48')",
         f"DeadlineError('{server.grpc_url} did not answer within 0.0001 s; allow more time or ask for less')",

@@ -17,7 +17,7 @@ from toco_core.errors import DataError, ServeError
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_serve.errors import error_from_triton
 
-KINDS = "a JPEG, PNG, WebP, BMP or TIFF image is expected"
+KINDS = "expected JPEG, PNG, WebP, BMP or TIFF; replace it"
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -138,19 +138,22 @@ def test_images_of_one_shape_run_as_one_batch_and_a_bad_one_among_them_fails_alo
         before = num_runs()
         outcomes = list(client.segment_many(images, in_flight=8))
         assert num_runs() - before < 7, "each of the seven good images had a run of its own"
-    assert str(outcomes.pop(5).error) == f"the data is 8 bytes of text; {KINDS}"
+    assert str(outcomes.pop(5).error) == f"the image cannot be read: it is text, {KINDS}"
     assert all(quadrant_labels(outcome.segmentation.mask) == [0, 1, 2, 3] for outcome in outcomes)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"hello, I am a text", f"the data is 18 bytes of text; {KINDS}"),
-        (b"", f"the data is empty; {KINDS}"),
-        (b"GIF89a" + bytes(64), f"the data is a GIF; {KINDS}"),
-        (b"%PDF-1.7", f"the data is a PDF; {KINDS}"),
-        (bytes(range(64)), f"the data is 64 bytes of no kind known here; {KINDS}"),
-        (bytes(64 * 2**20 + 1), "the image has 67108865 bytes, at most 67108864 are taken; make it smaller"),
+        (b"hello, I am a text", f"the image cannot be read: it is text, {KINDS}"),
+        (b"", f"the image cannot be read: it is empty, {KINDS}"),
+        (b"GIF89a" + bytes(64), f"the image cannot be read: it is a GIF, {KINDS}"),
+        (b"%PDF-1.7", f"the image cannot be read: it is a PDF, {KINDS}"),
+        (bytes(range(64)), f"the image cannot be read: it is of an unknown kind or damaged at its start, {KINDS}"),
+        (
+            bytes(64 * 2**20 + 1),
+            "the image cannot be read: it has 67,108,865 bytes, expected at most 67,108,864; make it smaller",
+        ),
     ],
     ids=["text", "empty", "gif", "pdf", "noise", "64 MiB and 1"],
 )
@@ -165,7 +168,7 @@ def test_data_that_is_no_image_is_refused_and_the_next_request_works(client, dat
 def test_a_truncated_image_is_refused_and_the_next_request_works(client, kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encode(Image.fromarray(noise), kind)
-    with pytest.raises(DataError, match=r"^the image is damaged \(.+\); send it whole$|^the data is"):
+    with pytest.raises(DataError, match=r"^the image cannot be read: it is damaged \(.+\); replace it$"):
         client.segment(whole[: len(whole) // 2])
     assert client.segment(whole).mask.shape == (64, 64)
 
@@ -174,7 +177,9 @@ def test_too_many_pixels_are_refused_from_the_header_before_any_is_decoded(clien
     header = encode(Image.new("1", (10_000, 10_000)), "PNG")[:64]  # nothing that could be decoded follows
     with pytest.raises(DataError) as caught:
         client.segment(header)
-    assert str(caught.value) == "the image is 10000x10000 px, at most 33554432 pixels are taken; resize it"
+    assert str(caught.value) == (
+        "the image cannot be read: it is 10000 x 10000 px, expected at most 33,554,432 pixels; resize it"
+    )
 
 
 def test_the_run_lengths_of_the_mask_are_coco_s_own_by_label(server, client):

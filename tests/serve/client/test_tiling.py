@@ -93,5 +93,5 @@ def test_an_overlap_that_is_no_share_and_a_file_that_is_no_image_are_refused(cli
             client.segment_tiled(noise(200, 200), overlap=overlap)
         assert str(caught.value) == f"the overlap is {overlap:g}; expected a share of a tile, 0 to 0.75"
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=rf"^{tmp_path}/notes.txt: the image cannot be decoded: "):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/notes.txt: the image cannot be read: it is text"):
         client.segment_tiled(tmp_path / "notes.txt")

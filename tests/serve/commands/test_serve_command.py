@@ -86,10 +86,10 @@ def test_toco_predict_goes_on_past_a_bad_file_and_names_it_at_the_end(server, tm
     assert status == 1
     assert shown.out == f"2 of 4 images segmented into {out}\n"
     broken, notes = shown.err.splitlines()
-    assert broken.startswith(f"toco-predict: error: {photos}/broken.jpg: the image is damaged (")
+    assert broken.startswith(f"toco-predict: error: {photos}/broken.jpg: the image cannot be read: it is damaged (")
     assert notes == (
-        f"toco-predict: error: {tmp_path}/notes.txt: the data is 8 bytes of text; "
-        "a JPEG, PNG, WebP, BMP or TIFF image is expected"
+        f"toco-predict: error: {tmp_path}/notes.txt: the image cannot be read: it is text, "
+        "expected JPEG, PNG, WebP, BMP or TIFF; replace it"
     )
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert written == ["a.mask.png", "a.overlay.jpg", "more/b.mask.png", "more/b.overlay.jpg", "predictions.json"]
@@ -207,15 +207,27 @@ def test_toco_predict_speaks_tls_where_a_certificate_is_given(tmp_path, capsys):
 
 
 def test_images_with_one_stem_keep_their_whole_names_and_earlier_answers_are_no_images(tmp_path):
-    for name in ("tile.jpg", "tile.png", "other.png", "out/other.mask.png"):
+    for name in ("tile.jpg", "tile.webp", "other.png", "out/other.mask.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     targets = {p.source.name: p.target for p in plan([tmp_path], tmp_path / "out")}
     assert targets == {
         "other.png": tmp_path / "out" / "other",
         "tile.jpg": tmp_path / "out" / "tile.jpg",
-        "tile.png": tmp_path / "out" / "tile.png",
+        "tile.webp": tmp_path / "out" / "tile.webp",
     }
+
+
+def test_a_mask_beside_its_photograph_is_left_out_of_a_folder_but_not_of_a_pattern(tmp_path):
+    for name in ("a.jpg", "a.png", "deep/b.jpg", "deep/b.png", "deep/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(image: Path) -> list[str]:
+        return [str(p.source.relative_to(tmp_path)) for p in plan([image], tmp_path / "out")]
+
+    assert found(tmp_path) == ["a.jpg", "deep/a.png", "deep/b.jpg"]
+    assert found(tmp_path / "deep/*.png") == ["deep/a.png", "deep/b.png"]
 
 
 def test_two_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path):
@@ -230,7 +242,7 @@ def test_two_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(
         DataError,
-        match=r"holds no image; expected files that end in \.bmp, \.jpeg, \.jpg, \.png, \.tif, \.tiff, \.webp",
+        match=r"holds no image; expected files that end in \.bmp, \.jfif, \.jpeg, \.jpg, \.png, \.tif, \.tiff, \.webp",
     ):
         plan([tmp_path], tmp_path / "out")
 

@@ -79,7 +79,7 @@ class InProcess:
         try:
             return self.mask(data).tobytes()
         except self._served.RefusedImageError as error:
-            return str(error)
+            return f"the image cannot be read: {error}"
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_an_image_that_declares_far_more_pixels_than_it_has_is_refused_without_t
     else:
         data[declared : declared + 8] = (60_000).to_bytes(4, "little") * 2
     peak = max(process.memory_info().rss for process in stubs_of(server, "toco_image"))
-    with pytest.raises(DataError, match=r"at most 33554432 pixels are taken; resize it$"):
+    with pytest.raises(DataError, match=r"expected at most 33,554,432 pixels; resize it$"):
         client.segment(bytes(data))
     assert max(process.memory_info().rss for process in stubs_of(server, "toco_image")) < peak + 32 * 2**20
 

@@ -173,7 +173,7 @@ def test_a_truncated_image_stops_training_with_its_name(finished, tmp_path, caps
         image.write_bytes(image.read_bytes()[:600])
     for workers in ("0", "1"):
         argv = [*SMALL, "--data", str(data), "--out", str(tmp_path / f"run{workers}"), "--data.num_workers", workers]
-        assert re.search(r"image \S+/JPEGImages/\d+\.jpg cannot be decoded", refusal(capsys, argv))
+        assert re.search(r"image \S+/JPEGImages/\d+\.jpg cannot be read", refusal(capsys, argv))
 
 
 def test_missing_arguments_are_refused_in_one_sentence(capsys):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import toco_train.data.check
+from tests.core.image_kinds import png
 from toco_train.commands.check_data import main
 from toco_train.config import DataConfig
 from toco_train.data.check import KINDS, examine_all, report
@@ -103,10 +104,8 @@ def test_a_image_of_each_kind_is_named(photos, kind, monkeypatch):
 
 
 def test_16_bits_a_colour_are_told_from_8(photos):
-    from tests.train.data.test_read_image import png  # noqa: PLC0415
-
-    line = b"\0" + np.random.default_rng(0).bytes(40 * 6)
-    photos.add("odd.png", png(40, 40, bits=16, colours=2, content=line * 40), "cat")
+    levels = np.random.default_rng(0).integers(1 << 16, size=(40, 40, 3))
+    photos.add("odd.png", png(levels, 16, 2), "cat")
     assert photos.found() == {"16_bit": ("odd",)}
 
 
@@ -133,8 +132,8 @@ def test_what_cannot_be_read_or_is_missing_would_stop_training(photos):
     assert set(found) == {"missing", "unreadable"}
     assert found["missing"] == ("images/gone.jpg",)
     broken, text = found["unreadable"]
-    assert broken.startswith("image images/broken.png cannot be decoded")
-    assert text.startswith("image images/text.jpg cannot be decoded (it is no JPEG")
+    assert broken.startswith("image images/broken.png cannot be read: it is damaged (")
+    assert text.startswith("image images/text.jpg cannot be read: it is text, expected JPEG, PNG, WebP, BMP or TIFF;")
     assert photos.report().training_would_fail
 
 
@@ -180,7 +179,7 @@ def test_a_class_that_no_training_image_shows_is_named(shapes):
     [
         (Image.new("L", (41, 36)), "is 41 x 36 px, its image 40 x 36"),
         (Image.new("L", (40, 36), 3), "holds the label 3, and there are 2 classes"),
-        (Image.new("RGB", (40, 36)), "is an image of mode RGB"),
+        (Image.new("RGB", (40, 36)), "cannot be read: its mode is RGB, expected a palette"),
         (Image.new("L", (40, 36), 2), None),
     ],
 )

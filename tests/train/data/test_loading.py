@@ -120,7 +120,7 @@ def test_a_image_that_cannot_be_read_is_named(source, tmp_path, num_workers):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n")
     broken = source_of(tmp_path, (Sample(name="bad", image=bad, labels=(1,)),))
-    with pytest.raises(DataError, match=r"^image .*bad\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"^image .*bad\.png cannot be read"):
         batches(broken, 1, num_workers=num_workers)
 
 

@@ -136,7 +136,7 @@ def test_opening_reads_no_mask_and_no_image(devkit):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
 def test_a_mask_that_is_no_image_of_labels_is_refused(tmp_path, mode):
     Image.new(mode, (4, 4)).save(tmp_path / "mask.png")
-    with pytest.raises(DataError, match=rf"mask\.png is an image of mode {mode}, expected a palette or 8-bit grey"):
+    with pytest.raises(DataError, match=rf"mask\.png cannot be read: its mode is {mode}, expected a palette or 8-bit"):
         LabelMask(tmp_path / "mask.png").read()
 
 
@@ -152,7 +152,10 @@ def test_palette_and_grey_masks_hold_the_same_labels(tmp_path, mode):
 
 def test_a_mask_that_cannot_be_read_is_refused_by_name(tmp_path):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
-    for name, sentence in (("torn.png", "cannot be decoded"), ("gone.png", "is missing; restore it")):
+    for name, sentence in (
+        ("torn.png", "cannot be read: it is of an unknown kind"),
+        ("gone.png", "is missing; restore it"),
+    ):
         with pytest.raises(DataError, match=f"{name} {sentence}"):
             LabelMask(tmp_path / name).read()
 

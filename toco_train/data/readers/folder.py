@@ -158,8 +158,7 @@ def _label(name: str, class_list: ClassList, where: object) -> int:
 
 def _images_below(folder: Path) -> Mapping[str, Path]:
     """Return the images in a folder and its sub-folders by their relative name, letters composed."""
-    folders = [folder, *sorted(p for p in folder.rglob("*") if p.is_dir())]
-    images = [image for one in folders for image in list_images(one)]
+    images = list_images(folder, recursive=True)
     return {unicodedata.normalize("NFC", p.relative_to(folder).as_posix()): p for p in images}
 
 

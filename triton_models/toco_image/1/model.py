@@ -3,9 +3,9 @@
 Both come as pixels, as PNG (outputs ``mask_png`` and ``confidence_png``), the mask also as run lengths (``mask_rle``):
 whichever the request names.
 Decodes, resizes to one of a few fixed sizes (so that images of different sizes batch together), asks the model
-``toco``, and resizes the answer back. Bytes and pixels are bounded before anything is decoded. Imports nothing of the
-toco packages but ``run_lengths``, a copy of which lies beside it: it runs inside NVIDIA's container with numpy and
-pillow alone.
+``toco``, and resizes the answer back. Bytes and pixels are bounded before anything is decoded. Of this project it
+imports ``rgb`` and ``rle`` alone, copies of which lie beside it: it runs inside NVIDIA's container, where only numpy
+and Pillow are installed.
 """
 
 from __future__ import annotations
@@ -19,35 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-from PIL import Image, UnidentifiedImageError
-from run_lengths import encode_rle
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-TAKEN = "a JPEG, PNG, WebP, BMP or TIFF image is expected"
-OTHER_KINDS = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"PK\3\4": "a ZIP archive"}
-
-EXIF_ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+from PIL import Image
+from rgb import UPRIGHT, RefusedImageError, open_image, orientation, to_rgb
+from rle import encode_rle
 
 RESAMPLING = {"mask": Image.Resampling.NEAREST, "confidence": Image.Resampling.BILINEAR}  # labels do not blend
 
-THROUGH = {"La": "LA", "P": "RGBA"}  # from La Pillow knows no other way, and from P it would warn of transparency
-
-Image.MAX_IMAGE_PIXELS = None  # the limit below is lower, and its message says what to do
-
 UInt8Array = npt.NDArray[np.uint8]
-
-
-class RefusedImageError(Exception):
-    """An image that cannot be served; the message says why and what is expected."""
 
 
 class TritonPythonModel:
@@ -74,7 +52,7 @@ class TritonPythonModel:
         try:
             image, size = decode(data, self._buckets, self._max_bytes, self._max_pixels)
         except RefusedImageError as error:
-            message = f"DataError: {error}"
+            message = f"DataError: the image cannot be read: {error}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         reply = await pb_utils.InferenceRequest(
             model_name="toco",
@@ -99,24 +77,14 @@ def decode(
         RefusedImageError: Too large, of another kind, or damaged.
     """
     if len(data) > max_bytes:
-        raise RefusedImageError(f"the image has {len(data)} bytes, at most {max_bytes} are taken; make it smaller")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                size_text = f"{image.height}x{image.width} px"
-                raise RefusedImageError(f"the image is {size_text}, at most {max_pixels} pixels are taken; resize it")
-            return upright_at_bucket(image, buckets)
-    except RefusedImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise RefusedImageError(f"the data is {kind_of(data)}; {TAKEN}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged data, and each is this image's fault
-        raise RefusedImageError(f"the image is damaged ({' '.join(str(error).split())}); send it whole") from error
+        raise RefusedImageError(f"it has {len(data):,} bytes, expected at most {max_bytes:,}; make it smaller")
+    with open_image(io.BytesIO(data), max_pixels) as image:
+        return upright_at_bucket(image, buckets)
 
 
 def upright_at_bucket(image: Image.Image, buckets: list[tuple[int, int]]) -> tuple[UInt8Array, tuple[int, int]]:
     """Decode an opened image; see ``decode``."""
-    if image.format == "TIFF":  # turns by itself when it is loaded, and takes the mark away
+    if image.format not in {"JPEG", "MPO"}:  # these two are decoded at a smaller size below
         image.load()
     turn = UPRIGHT.get(orientation(image))
     turned = turn in {UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]}
@@ -129,35 +97,10 @@ def upright_at_bucket(image: Image.Image, buckets: list[tuple[int, int]]) -> tup
     return np.asarray(small if turn is None else small.transpose(turn)), size
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where there is none or it cannot be read."""
-    try:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata is no reason to refuse pixels that are whole
-        return 1
-
-
 def nearest_bucket(size: tuple[int, int], buckets: list[tuple[int, int]]) -> tuple[int, int]:
     """Return the ``(height, width)`` of the bucket whose aspect ratio is closest to that of ``(width, height)``."""
     aspect = math.log(size[0] / size[1])
     return min(buckets, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - aspect))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB, as in training: alpha is dropped, and 16-bit levels keep their high byte.
-
-    Raises:
-        RefusedImageError: Its levels have no known range.
-    """
-    if image.mode == "F":
-        raise RefusedImageError("the image's levels are floating-point numbers; send whole ones of 8 or 16 bits")
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        low, high = int(levels.min()), int(levels.max())
-        if low < 0 or high > 0xFFFF:
-            raise RefusedImageError(f"the image's levels go from {low} to {high}; send levels of 8 or 16 bits")
-        image = Image.fromarray((levels >> 8).astype(np.uint8))
-    return image.convert(THROUGH.get(image.mode, "RGB")).convert("RGB")
 
 
 def output(reply: Any, name: str, size: tuple[int, int]) -> Any:
@@ -183,14 +126,3 @@ def run_lengths(mask: Image.Image) -> bytes:
     labels = np.asfortranarray(mask)  # run lengths go column by column
     present = np.flatnonzero(np.bincount(labels.ravel(order="K"))[1:]) + 1
     return json.dumps({label: encode_rle(labels == label) for label in present.tolist()}).encode()
-
-
-def kind_of(data: bytes) -> str:
-    """Name what was sent instead of an image, as far as its first bytes tell."""
-    for magic, kind in OTHER_KINDS.items():
-        if data.startswith(magic):
-            return kind
-    if not data:
-        return "empty"
-    text = all(byte >= 32 or byte in b"\t\n\r" for byte in data[:512])
-    return f"{len(data)} bytes of {'text' if text else 'no kind known here'}"
