@@ -83,8 +83,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         RefusedImageError: See ``to_rgb``. Pillow raises other errors for a damaged image.
     """
-    image.load()  # before all else: the first error of a file is the one that is reported
-    rgb = to_rgb(image)
+    rgb = to_rgb(image)  # decodes the pixels before all else: the first error of a file is the one that is reported
     turn = UPRIGHT.get(orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
 

@@ -18,7 +18,7 @@ from tests.core.image_kinds import KINDS, NOISE, RGB, SMOOTH, Kind
 from tests.train.conftest import tiny_config
 from toco_core.errors import DataError
 from toco_core.images import MAX_IMAGE_PIXELS, read_image
-from toco_core.rgb import RefusedImageError, to_rgb
+from toco_core.rgb import RefusedImageError, open_image, orientation, to_rgb
 from toco_export.parity.images import load_images
 from toco_serve.client.images import encoded, rgb_pixels
 from toco_train.analysis.token_similarity import look_at
@@ -148,6 +148,13 @@ def test_every_reader_refuses_the_same_images_for_the_same_reason(kind, path, se
             assert sentence == f"the image cannot be read: {reason}", name
         else:
             assert sentence == f"image {path} cannot be read: {reason} or remove it from the data", name
+
+
+def test_asking_for_the_orientation_of_a_damaged_png_does_not_hide_its_error():
+    (changed,) = (kind.content for kind in KINDS if kind.name == "png-one-byte-changed")
+    with pytest.raises(RefusedImageError, match=r"^it is damaged \(broken data stream"):  # noqa: SIM117
+        with open_image(io.BytesIO(changed), MAX_IMAGE_PIXELS) as image:
+            orientation(image)
 
 
 IN_MEMORY = {

@@ -103,6 +103,12 @@ def test_a_image_of_each_kind_is_named(photos, kind, monkeypatch):
     assert not photos.report().training_would_fail
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_the_orientation_of_every_format_is_named(photos, suffix):
+    photos.add(f"odd.{suffix}", noise(50), "cat", exif=rotated())
+    assert photos.found() == {"rotated": ("odd",)}
+
+
 def test_16_bits_a_colour_are_told_from_8(photos):
     levels = np.random.default_rng(0).integers(1 << 16, size=(40, 40, 3))
     photos.add("odd.png", png(levels, 16, 2), "cat")
