@@ -1,4 +1,4 @@
-"""Read a data set once, whole: what it holds, what training would stop at, and what deserves a look."""
+"""Read a whole data set once: count what it holds, and find what would stop training or should be looked at."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Severity = Literal["stop", "look", "fine"]
 
 
 class Kind(NamedTuple):
-    """One thing that can be said of an image, and what follows from it."""
+    """Something that is found in a data set: how serious it is, its name, and what to do about it."""
 
     severity: Severity
     title: str
@@ -72,7 +72,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 class Finding(FrozenModel):
-    """Everything of one kind: one line of the report."""
+    """All that was found of one kind: one row of the report."""
 
     kind: str
     severity: Severity
@@ -87,7 +87,7 @@ class Finding(FrozenModel):
 
 
 class SplitCounts(FrozenModel):
-    """What a split holds: images, those without any class, those with a mask, and images by class."""
+    """Numbers of a split: images, images without any class, images with a mask, and images of each class."""
 
     images: int
     without_class: int
@@ -117,12 +117,12 @@ class CheckReport(FrozenModel):
 
 @dataclass(frozen=True)
 class Examined:
-    """What reading one image told.
+    """The result of reading one image.
 
     Attributes:
-        problem: The sentence that training would stop with.
+        problem: The error that training would stop with.
         kinds: Names in ``KINDS``.
-        digest: Of the pixels, so that an image is known again whatever its file; None where it cannot be read.
+        digest: Hash of the pixels, which finds the same image in another file; None where it cannot be read.
         mask_problem: What is wrong with its mask.
     """
 
@@ -151,7 +151,7 @@ def examine_all(source: DataSource, *, tiny_px: int, num_workers: int) -> Iterat
 
 
 def report(source: DataSource, examined: Sequence[Examined], *, tiny_px: int) -> CheckReport:
-    """Sum up what ``examine_all`` gave."""
+    """Sum up the results of ``examine_all``."""
     samples = (*source.train, *source.val)
     pairs = Counter(pair for sample in samples for pair in combinations(sorted(set(sample.labels)), 2))
     found = _findings(source, list(zip(samples, examined, strict=True)))
@@ -229,7 +229,7 @@ def _classes_without_image(samples: Iterable[Sample], classes: Sequence[str]) ->
 def _add_duplicates(
     found: dict[str, list[str]], source: DataSource, examined: Sequence[tuple[Sample, Examined]]
 ) -> None:
-    """Add the images that come more than once."""
+    """Add the images that occur more than once."""
     groups: dict[bytes, tuple[list[Sample], list[Sample]]] = defaultdict(lambda: ([], []))
     for place, (sample, result) in enumerate(examined):
         if result.digest is not None:
@@ -243,7 +243,7 @@ def _add_duplicates(
 
 
 def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool) -> Examined:
-    """Read an image as training does, and its mask as scoring does."""
+    """Read an image as training does, and its mask as evaluation does."""
     try:
         with opened(sample.image) as file:
             stored = _stored(file)
@@ -288,7 +288,7 @@ def _kinds_of_file(image: Image.Image) -> set[str]:
 
 
 def _raw_modes(image: Image.Image) -> Iterator[str]:
-    """Yield how the pixels are stored; Pillow's mode does not tell 16 bits a colour from 8."""
+    """Yield how the pixels are stored: Pillow's mode is the same for 8 and for 16 bits a colour."""
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         yield from (argument for argument in arguments[:1] if isinstance(argument, str))
