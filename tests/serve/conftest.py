@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from toy_model import slow_down, write_toy_repository
 
+from toco_core import fitting
 from toco_core import rle as run_lengths
 from toco_serve import Client, EmbeddedTriton, Ports
 
@@ -65,7 +66,8 @@ def served() -> Iterator[ModuleType]:
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, name, ModuleType(name))
-        patch.setitem(sys.modules, "run_lengths", run_lengths)  # lies beside it in a repository
+        patch.setitem(sys.modules, "run_lengths", run_lengths)  # these two lie beside it in a repository
+        patch.setitem(sys.modules, "fitting", fitting)
         spec = importlib.util.spec_from_file_location("served_toco_image", IMAGE_MODEL)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""The real images that an export is checked with: a sample spread over a folder, resized to one size."""
+"""The real images that an export is checked with: an even sample of a folder, fitted to the network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from toco_core.config import read_yaml
 from toco_core.errors import DataError
+from toco_core.fitting import Size, fit_to_network
 from toco_core.palette import UInt8Array
 from toco_train.runs.layout import CONFIG_FILE
 
@@ -53,19 +54,19 @@ def sample_images(folder: Path, count: int) -> list[Path]:
     return [files[round(float(index))] for index in chosen]
 
 
-def load_images(files: Sequence[Path], height: int, width: int) -> UInt8Array:
-    """Read images and resize them, bilinearly: uint8 ``[B, height, width, 3]`` RGB.
+def load_images(files: Sequence[Path], sizes: Sequence[Size]) -> list[UInt8Array]:
+    """Read images and fit each to the nearest of some sizes: uint8 ``[H, W, 3]`` RGB.
 
     Raises:
         DataError: A file cannot be decoded.
     """
-    return np.stack([_load_image(file, height, width) for file in files])
+    return [_load_image(file, sizes) for file in files]
 
 
-def _load_image(file: Path, height: int, width: int) -> UInt8Array:
+def _load_image(file: Path, sizes: Sequence[Size]) -> UInt8Array:
     try:
         with Image.open(file) as image:
-            resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+            fitted = fit_to_network(image.convert("RGB"), sizes)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"image {file} cannot be decoded ({error}); remove it or give others with --images") from error
-    return np.asarray(resized)
+    return np.asarray(fitted)
