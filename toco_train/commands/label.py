@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights=sha256_of(args.run / WEIGHTS_FILE),
         source=str(source.path),
         classes=source.classes,
+        sizes=model.sizes,
         settings=settings,
     )
     folder = LabelFolder(args.out.resolve(), record, source.class_list, overwrite=args.overwrite)

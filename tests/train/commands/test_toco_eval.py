@@ -162,7 +162,7 @@ def test_the_table_of_many_classes_fits_80_columns(num_classes):
 def test_a_full_disk_leaves_the_report_that_was_there(tmp_path, monkeypatch):
     report = EvaluationReport(
         _evaluation(3), run=tmp_path, data=tmp_path, split="val", classes=("a", "b|c"), cam_scales=(1.0,),
-        background=0.5, segment=SegmentConfig(), crf=False,
+        background=0.5, segment=SegmentConfig(), sizes=((64, 64),), crf=False,
     )  # fmt: skip
     paths = report.write(tmp_path / "out")
     assert "b\\|c" in paths[1].read_text()

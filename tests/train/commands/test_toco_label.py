@@ -17,9 +17,7 @@ from toco_core.palette import VOC_PALETTE
 from toco_train.commands import label as label_cli
 from toco_train.commands.label import main
 from toco_train.config import ContrastConfig, TrainConfig
-from toco_train.data.source import Sample
 from toco_train.inference import label_folder
-from toco_train.inference import pseudo_labels as labelling
 from toco_train.inference.predict import Prediction
 from toco_train.inference.pseudo_labels import LabelConfig, Labeller
 from toco_train.method.par import PixelAdaptiveRefinement
@@ -78,13 +76,12 @@ def prediction(cam=(), tags=(), seg_logits=None, size=(64, 64), image=None):
 
 
 @pytest.fixture
-def made(monkeypatch, tiny_model):
+def made(tiny_model):
     """Return a function from a prediction and settings to its pseudo label."""
 
     def make(given, **settings):
-        monkeypatch.setattr(labelling, "predict", lambda *_: iter([given]))
-        config = LabelConfig(**{"scales": (1.0,), "refine": "none", **settings})
-        return Labeller(tiny_model, config)(Sample("x", None, given.labels))
+        config = LabelConfig(**{"scales": (1.0,), "refine": "none", "low": 0.25, "high": 0.7, **settings})
+        return Labeller(tiny_model, config).label(given)
 
     return make
 
@@ -129,7 +126,7 @@ def test_refined_by_par_a_label_is_the_one_that_training_learns_from(made):
     pixels = (pil_image * 255).round().to(torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     theirs = refine_label(pixels[None] / 255, cam, known, 0.25, 0.7, box, PixelAdaptiveRefinement())[0]
-    ours = made(prediction(cam[0], tags=[1, 2], pil_image=image), refine="par", low=0.25, high=0.7).mask
+    ours = made(prediction(cam[0], tags=[1, 2], image=image), refine="par", low=0.25, high=0.7).mask
     assert set(np.unique(ours)) == {0, 1, 2, 255} & set(theirs.unique().tolist())
     assert len(theirs.unique()) >= 3, "the test must have something to tell apart"
     assert np.array_equal(ours, theirs.numpy())
