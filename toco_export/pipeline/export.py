@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+from toco_core.errors import ConfigError, DataError
 from toco_core.manifest import Artefact, Backend, Precision, SizeScores
 from toco_core.memory import peak_memory
 from toco_export.config import Engine, ExportConfig
@@ -62,7 +63,7 @@ class Export:
         self._ranges: Mapping[str, float] = {}
         self._notes: dict[str, list[str]] = defaultdict(list)
         self._fused: dict[str, str] = {}
-        self._size_scores: SizeScores | str | None = None
+        self._size_scores: SizeScores | None = None
 
     def observe(self) -> None:
         """Ask the network in PyTorch fp32: what it answers, and how large its numbers get."""
@@ -164,12 +165,15 @@ class Export:
 
     def score_sizes(self) -> None:
         """Where not all of the run's sizes are served, say so and score the network with those that are."""
-        source = self._source
-        if set(source.sizes) >= set(source.model.sizes):
+        source, reason = self._source, ""
+        if not self._size_note():
             return
         with self._stages.stage("score", "scoring the sizes that are served") as stage:
-            self._size_scores = score_sizes(source.run, source.model, source.sizes, stage.progress)
-            stage.outcome = self._size_note()
+            try:
+                self._size_scores = score_sizes(source.run, source.model, source.sizes, stage.progress)
+            except (ConfigError, DataError) as error:
+                reason = f" ({error})"
+            stage.outcome = self._size_note() + reason
 
     def report(self, verification: Verification, backend: Backend) -> ExportReport:
         """Describe all of it; ``backend`` is Triton's that will execute the network."""
@@ -180,7 +184,7 @@ class Export:
             "tensorrt_provider": provider,
             "tensorrt_workspace_gib": config.workspace_gib if provider else None,
             "container": config.in_container,
-            "size_scores": self._size_scores if isinstance(self._size_scores, SizeScores) else None,
+            "size_scores": self._size_scores,
         }
         return ExportReport(
             manifest=describe_export(
@@ -200,8 +204,6 @@ class Export:
         )
 
     def _size_note(self) -> str:
-        if self._size_scores is None:
-            return ""
         return describe_sizes(self._source.sizes, self._source.model.sizes, self._size_scores)
 
     def _path(self, precision: Precision) -> Path:

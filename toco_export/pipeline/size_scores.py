@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from toco_core.errors import TocoError
 from toco_core.fitting import Size
 from toco_core.manifest import SizeScores
 from toco_train.config import TrainConfig, load_config
@@ -20,9 +19,7 @@ from toco_train.runs.source import open_run_source
 SCORED_IMAGES = 200
 
 
-def score_sizes(
-    run: Path, model: ToCo, sizes: Sequence[Size], progress: Callable[[str], None] = lambda _: None
-) -> SizeScores | str:
+def score_sizes(run: Path, model: ToCo, sizes: Sequence[Size], progress: Callable[[str], None]) -> SizeScores:
     """Score the segmentation on the run's validation images with masks, fitted to some sizes and to all of the run's.
 
     Args:
@@ -32,21 +29,17 @@ def score_sizes(
         progress: Called with what is scored now.
 
     Returns:
-        The scores, of at most ``SCORED_IMAGES`` images; or why there are none, where the data is not here or has no
-        masks.
+        The scores of at most ``SCORED_IMAGES`` images, evenly spread.
+
+    Raises:
+        ConfigError: The run names no data.
+        DataError: The data is not here, is of other classes, cannot be read or has no masks.
     """
-    try:
-        config = load_config(None, run / CONFIG_FILE, {})
-        source = open_run_source(config, run, None, no_class=None, group_by=None)
-        samples = spread(with_masks(source.val), SCORED_IMAGES)
-        if not samples:
-            return f"no validation image of {source.path} has a mask"
-        served = _miou(model, samples, sizes, config, progress)
-        return SizeScores(
-            served=served, run=_miou(model, samples, model.sizes, config, progress), num_images=len(samples)
-        )
-    except TocoError as error:
-        return str(error)
+    config = load_config(None, run / CONFIG_FILE, {})
+    source = open_run_source(config, run, None, no_class=None, group_by=None)
+    samples = spread(with_masks(source.val), SCORED_IMAGES)
+    served, own = (_miou(model, samples, chosen, config, progress) for chosen in (sizes, model.sizes))
+    return SizeScores(served=served, run=own, num_images=len(samples))
 
 
 def _miou(
@@ -73,15 +66,17 @@ def _miou(
     return evaluation.seg.mean_iou
 
 
-def describe_sizes(sizes: Sequence[Size], run_sizes: Sequence[Size], scores: SizeScores | str) -> str:
-    """Say in one sentence which of the run's sizes are not served and what that costs."""
+def describe_sizes(sizes: Sequence[Size], run_sizes: Sequence[Size], scores: SizeScores | None) -> str:
+    """Say in one sentence which of the run's sizes are not served and what that costs; nothing where all are."""
     dropped = [size for size in run_sizes if size not in sizes]
-    text = f"Not served, of the run's {len(run_sizes)} sizes: {_listed(dropped)}. Images are fitted to {_listed(sizes)}"
-    if isinstance(scores, str):
-        return f"{text}; the score with these was not computed ({scores})"
+    if not dropped:
+        return ""
+    text = f"Not served, of the run's {len(run_sizes)} sizes: {_listed(dropped)}; images are fitted to {_listed(sizes)}"
+    if scores is None:
+        return f"{text}, and the score with these was not computed: it needs the run's data, with masks."
     return (
         f"{text}: mIoU of the segmentation {scores.served:.1%}, with all of the run's sizes {scores.run:.1%} "
-        f"({scores.num_images} images)"
+        f"({scores.num_images} images)."
     )
 
 
