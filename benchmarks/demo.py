@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +29,7 @@ from toco_core import __version__
 from toco_core.cli import run_command
 from toco_core.errors import TocoError
 from toco_core.files import write_atomic
+from toco_core.fitting import Size, fit_to_network
 from toco_core.images import read_image
 from toco_core.manifest import Manifest, read_manifest
 from toco_serve import Client, EmbeddedTriton, Ports
@@ -64,6 +64,7 @@ class Served:
     mismatched_pixels: int
     compared_pixels: int
     miou: float | None
+    tensor_size: Size
     tensor: Latency
     photograph: Latency
     image: Path
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             served = examine(client, run, repository, source, arguments.out / f"{name}.png")
     summary = summarise(run, manifest, served, seconds=time.perf_counter() - began)
     write_atomic(arguments.out / f"summary-{name}.json", json.dumps(summary, indent=2) + "\n")
-    console.print(summary_table(summary, manifest))
+    console.print(summary_table(summary))
     console.print(f"image {served.image}    masks {masks}    summary {arguments.out / f'summary-{name}.json'}")
     if served.mismatched_pixels:
         raise TocoError(f"{served.mismatched_pixels} served pixels differ from the exported model's; report this")
@@ -134,22 +135,23 @@ def held_back(source: DataSource) -> tuple[Sample, ...]:
 def examine(client: Client, run: Path, repository: Path, source: DataSource, image: Path) -> Served:
     """Compare served masks with the exported model's and with the truth, time calls, and draw the grid."""
     samples = held_back(source)
-    size = load_run(run).config.image_size
+    sizes = read_manifest(repository).sizes
     session = onnxruntime.InferenceSession(repository / "toco" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     mismatched = compared = 0
     for sample in spread(samples, COMPARED_IMAGES):
-        pixels = np.asarray(read_image(sample.image).resize((size, size), Image.Resampling.BILINEAR))[None]
+        pixels = np.asarray(fit_to_network(read_image(sample.image), sizes))[None]
         exported = session.run(["mask"], {"image": pixels})[0]
         mismatched += int((client.segment_tensor(pixels)[0].mask != exported[0]).sum())
         compared += exported.size
     first = samples[0]
-    tensor = np.asarray(read_image(first.image).resize((size, size)))[None]
+    tensor = np.asarray(fit_to_network(read_image(first.image), sizes))[None]
     photograph = first.image.read_bytes()
     draw(client, run, source, image)
     return Served(
         mismatched_pixels=mismatched,
         compared_pixels=compared,
         miou=served_miou(client, with_masks(samples)),
+        tensor_size=(tensor.shape[1], tensor.shape[2]),
         tensor=latency(lambda: client.segment_tensor(tensor)),
         photograph=latency(lambda: client.segment(photograph)),
         image=image,
@@ -211,13 +213,14 @@ def summarise(run: Path, manifest: Manifest, served: Served, seconds: float) -> 
             for file in dict.fromkeys(parity.file for parity in manifest.parity)
         },
         "served_pixels": {"compared": served.compared_pixels, "different": served.mismatched_pixels},
+        "tensor_size": served.tensor_size,
         "latency_ms": {"tensor": asdict(served.tensor), "photograph": asdict(served.photograph)},
     }
 
 
-def summary_table(summary: dict[str, Any], manifest: Manifest) -> Table:
+def summary_table(summary: dict[str, Any]) -> Table:
     """Return the table that the demo ends with."""
-    size = manifest.image_size
+    height, width = summary["tensor_size"]
     table = Table(title=f"ToCo demo, {summary['seconds'] / 60:.1f} minutes on {summary['machine']}", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -234,7 +237,7 @@ def summary_table(summary: dict[str, Any], manifest: Manifest) -> Table:
     pixels = summary["served_pixels"]
     table.add_row("served pixels unlike the exported model's", f"{pixels['different']} of {pixels['compared']:,}")
     table.add_section()
-    for name, what in (("tensor", f"{size}x{size} tensor"), ("photograph", "encoded photograph")):
+    for name, what in (("tensor", f"{height}x{width} tensor"), ("photograph", "encoded photograph")):
         times = summary["latency_ms"][name]
         table.add_row(f"gRPC latency, {what}", f"p50 {times['p50_ms']:.1f} ms   p99 {times['p99_ms']:.1f} ms")
     return table

@@ -100,8 +100,8 @@ def make_repository(backbone: str, folder: Path, device: torch.device) -> tuple[
         half = path.with_name("model.fp16.onnx")
         convert(model, "fp16", path, half, ranges={})
         artefacts.append(describe_artefact(half, "onnx", "fp16"))
-    profile = resolve_profile(ExportConfig(), model.config.image_size, model.patch_size)
-    complete_repository(folder, describe_export(model, profile, artefacts, [], []))
+    profile, sizes = resolve_profile(ExportConfig(), model.patch_size, model.sizes)
+    complete_repository(folder, describe_export(model, profile, artefacts, [], [], sizes=sizes))
     return model.config.image_size, artefacts[-1].file
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from toco_core import rgb, rle
+from toco_core import fitting, rgb, rle
 
 IMAGE_MODEL = Path(__file__).parents[1] / "triton_models" / "toco_image" / "1" / "model.py"
 
@@ -26,8 +26,8 @@ def served() -> Iterator[ModuleType]:
     name = "triton_python_backend_utils"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, name, ModuleType(name))
-        patch.setitem(sys.modules, "rgb", rgb)  # copies of these two lie beside it in a repository
-        patch.setitem(sys.modules, "rle", rle)
+        for code in (fitting, rgb, rle):  # copies of them lie beside it in a repository
+            patch.setitem(sys.modules, code.__name__.rpartition(".")[2], code)
         spec = importlib.util.spec_from_file_location("served_toco_image", IMAGE_MODEL)
         assert spec is not None
         assert spec.loader is not None

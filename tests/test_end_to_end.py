@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from toco_core.fitting import network_sizes
 from toco_core.manifest import read_manifest
 from toco_export.cli import main as toco_export
 from toco_serve import Client, EmbeddedTriton, Ports
@@ -15,6 +16,9 @@ from toco_train.commands.evaluate import main as toco_eval
 from toco_train.commands.shapes import main as toco_shapes
 from toco_train.commands.train import main as toco_train
 from toco_train.data.readers.voc import VOC_CLASSES
+from toco_train.data.source import Sample
+from toco_train.inference.predict import predict
+from toco_train.runs.load import load_run
 
 VOC_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "voc-sample"
 SHAPES_AS_VOC = dict(zip(("turtle", "crab", "camera", "gift", "daisy", "grape"), VOC_CLASSES, strict=False))
@@ -54,6 +58,8 @@ def test_vit_b_with_21_labels_goes_from_image_labels_to_masks_over_grpc(voc, tmp
     assert any(height != width for height, width in sizes)
     assert len({p.shape.batch for p in manifest.parity}) >= 2
 
+    assert manifest.sizes == network_sizes(224, 16)
+    assert manifest.size_scores is None
     session = onnxruntime.InferenceSession(repository / "toco" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     photographs = sorted((VOC_SAMPLE if VOC_SAMPLE.is_dir() else voc).glob("JPEGImages/*.jpg"))[:3]
     with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as triton, Client(triton.grpc_url) as client:
@@ -66,6 +72,20 @@ def test_vit_b_with_21_labels_goes_from_image_labels_to_masks_over_grpc(voc, tmp
             mask, confidence = session.run(["mask", "confidence"], {"image": pixels})
             assert np.array_equal(served.mask, mask[0])
             assert np.array_equal(served.confidence, confidence[0])
+        assert_served_as_evaluated(client, load_run(run), voc, tmp_path)
+
+
+def assert_served_as_evaluated(client, model, voc, folder):
+    """Check that photographs which are not square get the mask over gRPC that the evaluation scores."""
+    samples = []
+    for index, (width, height) in enumerate([(224, 160), (128, 224), (224, 112), (224, 144)]):
+        path = folder / f"{index}.png"
+        with Image.open(sorted(voc.glob("JPEGImages/*.jpg"))[index]) as image:
+            image.crop((0, 0, width, height)).save(path)
+        samples.append(Sample(path.stem, path, ()))
+    for sample, prediction in zip(samples, predict(model, samples, (), 4), strict=True):
+        agreement = np.mean(client.segment(sample.image).mask == prediction.seg_mask().numpy())
+        assert agreement >= 0.999, f"{prediction.size}: {agreement:.3%}"
 
 
 @pytest.mark.skipif(not VOC_SAMPLE.is_dir(), reason="the VOC sample is not here")

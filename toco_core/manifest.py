@@ -66,6 +66,14 @@ class Parity(FrozenModel):
     latency_ms: float | None = Field(None, description="Time of one call with this batch, where it was measured.")
 
 
+class SizeScores(FrozenModel):
+    """What it costs that not all of the run's sizes are served: mIoU of the segmentation on the same images."""
+
+    served: float = Field(ge=0, le=1, description="Images fitted to the sizes that are served.")
+    run: float = Field(ge=0, le=1, description="Images fitted to all sizes of the run.")
+    num_images: int = Field(gt=0, description="Images scored: validation images with masks, evenly spread.")
+
+
 class Manifest(FrozenModel):
     """What ``manifest.json`` at the root of a model repository says.
 
@@ -79,6 +87,12 @@ class Manifest(FrozenModel):
     palette: tuple[tuple[int, int, int], ...] = Field(description="RGB of labels 0..C.")
     patch_size: int = Field(gt=0, description="Image sides must be multiples of it.")
     image_size: int = Field(gt=0, description="Side that the network was trained at, in pixels.")
+    sizes: tuple[tuple[int, int], ...] = Field(
+        (), description="Height and width of the sizes that toco_image fits images to, each to the nearest in shape."
+    )
+    size_scores: SizeScores | None = Field(
+        None, description="Where those are not all of the run's sizes: the scores with either; missing: not computed."
+    )
     backbone: str = Field(description="timm name, or a description of the small ViT.")
     opset: int = Field(gt=0, description="ONNX opset of the fp32 artefact; bf16 needs a later one.")
     profile: Profile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from toco_core.config import FrozenModel
 from toco_core.errors import ConfigError, ExportError
+from toco_core.fitting import Size, network_sizes
 from toco_core.manifest import Backend, Profile, Shape
 
 Exported = Literal["fp32", "fp16", "bf16", "int8"]
@@ -28,7 +30,7 @@ class ExportConfig(FrozenModel):
         ("fp32",), description="Precisions to export; the fp32 ONNX file, which every machine runs, always comes along."
     )
     target: Target = Field("auto", description="What executes it: ONNX Runtime alone, or an engine of each precision.")
-    min: Shape | None = Field(None, description="Smallest batch and size; default: one image, 4 patches a side.")
+    min: Shape | None = Field(None, description="Smallest batch and size; default: one image, a square of 4 patches.")
     opt: Shape | None = Field(None, description="The ones that are tuned for; default: one image of the run's size.")
     max: Shape | None = Field(None, description="Largest batch and size; default: 8 images, twice the tuned size.")
     static: bool = Field(False, description="Fix height and width at those of opt; batches stay open.")
@@ -81,23 +83,45 @@ def parse_shape(text: str) -> Shape:
     return Shape(batch=batch, height=height, width=width[0] if width else height)
 
 
-def resolve_profile(config: ExportConfig, image_size: int, patch_size: int) -> Profile:
-    """Return the range of inputs, what was not given filled in.
+def resolve_profile(config: ExportConfig, patch_size: int, sizes: Sequence[Size]) -> tuple[Profile, tuple[Size, ...]]:
+    """Return the range of inputs, what was not given filled in, and the sizes in it that images are fitted to.
+
+    Args:
+        config: What was given.
+        patch_size: The run's.
+        sizes: Height and width of the run's sizes. Where the tuned size is none of them, those with its longer side
+            take their place.
 
     Raises:
         ExportError: A size is not a multiple of the patch size, or the three are not in order.
     """
-    opt = config.opt or Shape(batch=1, height=image_size, width=image_size)
-    smallest, fixed = SMALLEST_PATCHES * patch_size, {"height": opt.height, "width": opt.width}
+    longest = max(map(max, sizes))
+    opt = config.opt or Shape(batch=1, height=longest, width=longest)
+    tuned = (opt.height, opt.width)
+    if tuned not in sizes:
+        longest = max(tuned)
+        sizes = sorted({tuned, *network_sizes(longest, patch_size)})
+    smallest = min(SMALLEST_PATCHES * patch_size, *map(min, sizes))
     profile = Profile(
-        min=config.min or Shape(batch=1, height=min(smallest, opt.height), width=min(smallest, opt.width)),
+        min=config.min or Shape(batch=1, height=smallest, width=smallest),
         opt=opt,
-        max=config.max or Shape(batch=max(MAX_BATCH, opt.batch), height=2 * opt.height, width=2 * opt.width),
+        max=config.max
+        or Shape(
+            batch=max(MAX_BATCH, opt.batch), height=max(2 * opt.height, longest), width=max(2 * opt.width, longest)
+        ),
     )
     if config.static:
+        fixed = {"height": opt.height, "width": opt.width}
         profile = Profile(min=profile.min.model_copy(update=fixed), opt=opt, max=profile.max.model_copy(update=fixed))
     _check_profile(profile, patch_size)
-    return profile
+    return profile, tuple(size for size in sizes if _holds(profile, size))
+
+
+def _holds(profile: Profile, size: Size) -> bool:
+    """Tell whether a size is in the range of inputs."""
+    height, width = size
+    low, high = profile.min, profile.max
+    return low.height <= height <= high.height and low.width <= width <= high.width
 
 
 def _check_profile(profile: Profile, patch_size: int) -> None:

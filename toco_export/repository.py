@@ -17,7 +17,7 @@ from toco_core.manifest import Artefact, Manifest, Precision, sha256_of, write_m
 
 VERSION = 1
 MODEL, IMAGE_MODEL = "toco", "toco_image"
-SHARED_CODE = ("rgb.py", "rle.py")  # of toco_core, imported by the model ``toco_image`` from beside its own code
+SHARED_CODE = ("fitting.py", "rgb.py", "rle.py")  # of toco_core: ``toco_image`` imports copies beside its own code
 
 GPU_PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8", "fp32")
 
@@ -30,9 +30,6 @@ ENGINE_CACHE = "/tmp"  # exists everywhere and is the one place that the read-on
 # Triton's way to say HEURISTIC: the default times every convolution anew, for each size and batch, while requests wait.
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "1"}
 NETWORK_INSTANCES = 2  # of the python backend: while one hands over its answers, the other keeps the processors busy
-
-# Width to height of the sizes that images of any shape are resized to: those that cameras make, and a limit.
-ASPECT_RATIOS = (1.0, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0, 4.0)
 
 
 def artefact_folder(repository: Path) -> Path:
@@ -49,7 +46,7 @@ def complete_repository(folder: Path, manifest: Manifest) -> None:
 
     Raises:
         ExportError: An artefact is missing, left over or not the one that the manifest describes; there is no fp32
-            ONNX file; or the tuned size does not fit the manifest's patch size and profile.
+            ONNX file; or a size does not fit the manifest's patch size and profile.
     """
     configs = {MODEL: model_config(manifest), IMAGE_MODEL: image_model_config(manifest)}
     _check_artefacts(manifest, artefact_folder(folder))
@@ -121,8 +118,9 @@ def served_file(manifest: Manifest) -> str:
 
 def image_model_config(manifest: Manifest) -> triton.ModelConfig:
     """Return the configuration of ``toco_image``: one image a request, several decoders, a bounded queue."""
+    _check_sizes(manifest)
     parameters = {
-        "buckets": json.dumps(size_buckets(manifest)),
+        "buckets": json.dumps(manifest.sizes),
         "max_image_bytes": str(MAX_IMAGE_BYTES),
         "max_image_pixels": str(MAX_IMAGE_PIXELS),
     }
@@ -139,28 +137,21 @@ def image_model_config(manifest: Manifest) -> triton.ModelConfig:
     )
 
 
-def size_buckets(manifest: Manifest) -> list[tuple[int, int]]:
-    """Return the ``(height, width)`` that images are resized to: the tuned size, and few others of its longest side.
-
-    Raises:
-        ExportError: The tuned size is not a multiple of the patch size, or outside the profile.
-    """
-    patch, low, opt, high = manifest.patch_size, manifest.profile.min, manifest.profile.opt, manifest.profile.max
-    if opt.height % patch or opt.width % patch:
-        raise ExportError(
-            f"the tuned size {opt.height}x{opt.width} is not a multiple of the patch size {patch}; export with another"
-        )
-    if not (low.height <= opt.height <= high.height and low.width <= opt.width <= high.width):
-        raise ExportError(
-            f"the tuned size {opt.height}x{opt.width} is outside the profile, {low.height}x{low.width} to "
-            f"{high.height}x{high.width}; export with a profile that holds it"
-        )
-    longest = max(opt.height, opt.width)
-    sizes = {(opt.height, opt.width)}
-    for ratio in ASPECT_RATIOS:
-        shortest = max(patch, round(longest / ratio / patch) * patch)
-        sizes |= {(shortest, longest), (longest, shortest)}
-    return sorted((h, w) for h, w in sizes if low.height <= h <= high.height and low.width <= w <= high.width)
+def _check_sizes(manifest: Manifest) -> None:
+    """Refuse sizes that the network does not take."""
+    patch, low, high = manifest.patch_size, manifest.profile.min, manifest.profile.max
+    if not manifest.sizes:
+        raise ExportError("the manifest names no size that images are fitted to; export the run again")
+    for height, width in manifest.sizes:
+        if height % patch or width % patch:
+            raise ExportError(
+                f"the size {height}x{width} is not a multiple of the patch size {patch}; export with another"
+            )
+        if not (low.height <= height <= high.height and low.width <= width <= high.width):
+            raise ExportError(
+                f"the size {height}x{width} is outside the profile, {low.height}x{low.width} to "
+                f"{high.height}x{high.width}; export with a profile that holds it"
+            )
 
 
 def _check_artefacts(manifest: Manifest, folder: Path) -> None:

@@ -66,7 +66,7 @@ def as_analysed(path: Path) -> np.ndarray:
 
 def as_calibrated(path: Path) -> np.ndarray:
     width, height = upright_size(path)
-    return load_images([path], height, width)[0]
+    return load_images([path], [(height, width)])[0]
 
 
 def upright_size(path: Path) -> tuple[int, int]:

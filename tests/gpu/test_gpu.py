@@ -214,7 +214,7 @@ def test_the_served_model_answers_by_its_rtx_engine_what_pytorch_does(
     fp32_file = tmp_path / "model.onnx"
     export_onnx(ServedModel(exported_model(model.cpu())).eval(), fp32_file)
     convert(model, "fp16", fp32_file, onnx_file, ranges={})
-    profile = resolve_profile(ExportConfig(), SIZE, model.patch_size)
+    profile, _ = resolve_profile(ExportConfig(), model.patch_size, model.sizes)
     build_engine(onnx_file, engine, profile, target="tensorrt-rtx", progress=lambda _: None)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
     session = runpy.run_path(str(SERVED_CODE))["RtxSession"](engine, 0)

@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from toco_core.errors import ExportError
 from toco_core.manifest import Artefact, Profile, Shape, read_manifest
-from toco_export.repository import artefact_folder, complete_repository, model_config, size_buckets
+from toco_export.repository import artefact_folder, complete_repository, model_config
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_the_repository_holds_the_manifest_two_models_and_the_artefact(tmp_path)
         "toco/1/model.onnx",
         "toco/1/model.py",
         "toco/config.pbtxt",
+        "toco_image/1/fitting.py",
         "toco_image/1/model.py",
         "toco_image/1/rgb.py",
         "toco_image/1/rle.py",
@@ -218,33 +219,30 @@ def test_a_backend_without_its_artefact_is_refused(onnx_file, folder):
         complete_repository(folder, toy_manifest(onnx_file, backend="tensorrt"))
 
 
-def test_buckets_are_camera_shapes_rounded_to_the_patch_and_within_the_profile(onnx_file):
-    profile = Profile(min=square(1, 128), opt=square(1, 448), max=square(8, 512))
-    buckets = size_buckets(toy_manifest(onnx_file, image_size=448, profile=profile))
-    landscape = [(h, w) for h, w in buckets if h <= w]
-    # 448 / 3 = 149.3, 448 / 2 = 224, 448 / (16/9) = 252, 448 / 1.5 = 298.7, 448 / (4/3) = 336; 4:1 is below 128.
-    assert landscape == [(144, 448), (224, 448), (256, 448), (304, 448), (336, 448), (448, 448)]
-    assert sorted((w, h) for h, w in buckets) == buckets
+def test_toco_image_fits_images_to_the_sizes_of_the_manifest(onnx_file, folder):
+    complete_repository(folder, toy_manifest(onnx_file, sizes=[[48, 96], [96, 96]]))
+    assert json.loads(parameters(read_config(folder, "toco_image"))["buckets"]) == [[48, 96], [96, 96]]
 
 
-def test_the_buckets_of_a_static_export_are_its_one_size(onnx_file):
-    profile = Profile(min=square(1, 448), opt=square(1, 448), max=square(8, 448))
-    assert size_buckets(toy_manifest(onnx_file, profile=profile)) == [(448, 448)]
-    shape = Shape(batch=1, height=272, width=432)
-    assert size_buckets(toy_manifest(onnx_file, profile=Profile(min=shape, opt=shape, max=shape))) == [(272, 432)]
+def test_a_manifest_of_an_earlier_version_is_read_and_names_no_sizes(repository):
+    manifest = json.loads((repository / "manifest.json").read_text())
+    del manifest["sizes"], manifest["size_scores"]
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    assert (read_manifest(repository).sizes, read_manifest(repository).size_scores) == ((), None)
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
+    ("sizes", "message"),
     [
-        (100, "the tuned size 100x100 is not a multiple of the patch size 16; export with another"),
-        (528, "the tuned size 528x528 is outside the profile, 32x32 to 512x512; export with a profile that holds it"),
+        ([(100, 96)], "the size 100x96 is not a multiple of the patch size 16; export with another"),
+        ([(528, 96)], "the size 528x96 is outside the profile, 32x32 to 512x512; export with a profile that holds it"),
+        ([(96, 16)], "the size 96x16 is outside the profile, 32x32 to 512x512; export with a profile that holds it"),
+        ([], "the manifest names no size that images are fitted to; export the run again"),
     ],
 )
-def test_a_tuned_size_that_does_not_fit_is_refused(onnx_file, folder, size, message):
-    profile = Profile(min=square(1, 32), opt=square(1, size), max=square(8, 512))
+def test_a_size_that_does_not_fit_is_refused(onnx_file, folder, sizes, message):
     with pytest.raises(ExportError) as caught:
-        complete_repository(folder, toy_manifest(onnx_file, profile=profile))
+        complete_repository(folder, toy_manifest(onnx_file, sizes=sizes))
     assert str(caught.value) == message
 
 

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from toco_core.files import atomic_folder
+from toco_core.fitting import network_sizes
 from toco_core.manifest import Artefact, Manifest, Profile, Shape, sha256_of
 from toco_export.repository import artefact_folder, complete_repository
 
@@ -72,6 +73,7 @@ def toy_manifest(onnx_file: Path, **changes: object) -> Manifest:
         "palette": PALETTE,
         "patch_size": 16,
         "image_size": IMAGE_SIZE,
+        "sizes": network_sizes(IMAGE_SIZE, 16),
         "backbone": "toy",
         "opset": 20,
         "profile": Profile(

@@ -1,4 +1,4 @@
-"""The real images that an export is checked with: an even sample of a folder, resized to one size."""
+"""The real images that an export is checked with: an even sample of a folder, fitted to the network."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from toco_core.config import read_yaml
 from toco_core.errors import DataError
+from toco_core.fitting import Size, fit_to_network
 from toco_core.images import IMAGE_SUFFIXES, list_images, read_image, without_masks
 from toco_core.palette import UInt8Array
 from toco_train.runs.layout import CONFIG_FILE
@@ -49,10 +49,10 @@ def sample_images(folder: Path, count: int) -> list[Path]:
     return [files[round(float(index))] for index in chosen]
 
 
-def load_images(files: Sequence[Path], height: int, width: int) -> UInt8Array:
-    """Read images as training does and resize them, bilinearly: uint8 ``[B, height, width, 3]`` RGB.
+def load_images(files: Sequence[Path], sizes: Sequence[Size]) -> list[UInt8Array]:
+    """Read images as training does and fit each to the nearest of some sizes: uint8 ``[H, W, 3]`` RGB.
 
     Raises:
         DataError: A file cannot be read.
     """
-    return np.stack([np.asarray(read_image(file).resize((width, height), Image.Resampling.BILINEAR)) for file in files])
+    return [np.asarray(fit_to_network(read_image(file), sizes)) for file in files]

@@ -16,15 +16,16 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from PIL import Image
 
 from toco_core.errors import ExportError
+from toco_core.fitting import Size, fit_to_network
 from toco_core.manifest import Parity, Precision, Shape
 from toco_core.palette import UInt8Array
 from toco_export.parity.images import load_images
 from toco_export.runtimes import Answer, InferenceBackend
 
-# Which size each image in turn is for: the full size costs several times what the others do, so it gets fewer.
-DEAL = (0, 1, 0, 1, 2)
+NUM_SIZES = 3  # that are compared
 
 MIN_AGREEMENT: Mapping[Precision, float] = {"fp32": 0.9995, "fp16": 0.997, "bf16": 0.98}  # int8: the user's gate
 MAX_FP32_LOGIT_ERROR = 1e-4  # of the largest magnitude
@@ -77,37 +78,46 @@ class Verification:
     failures: tuple[str, ...]
 
 
-def verification_cases(files: Sequence[Path], sizes: Sequence[tuple[int, int]], max_batch: int) -> list[UInt8Array]:
-    """Deal real images out over sizes and two batch sizes each.
+def verification_cases(files: Sequence[Path], sizes: Sequence[Size], opt: Size, max_batch: int) -> list[UInt8Array]:
+    """Fit real images to sizes that are served, and make two batches of each size.
 
     Args:
-        files: The images; each is used once, more often only if they are too few.
-        sizes: Height and width, the one that costs most last.
+        files: The images.
+        sizes: Height and width of all sizes that are served.
+        opt: The one that is tuned for.
         max_batch: The largest batch.
 
     Returns:
-        Batches, uint8 ``[B, H, W, 3]``: for each size one image alone, then, where larger batches are allowed, the
-        others of that size together.
+        Batches, uint8 ``[B, H, W, 3]``, the largest size last: for each of ``verification_sizes`` one image alone,
+        then, where larger batches are allowed, the others of that size together. An image is fitted to its own size;
+        a size that no image has borrows images from the one that most have.
     """
+    fitted: dict[Size, list[UInt8Array]] = {}
+    for image in load_images(files, sizes):
+        fitted.setdefault((image.shape[0], image.shape[1]), []).append(image)
+    chosen = verification_sizes({size: len(images) for size, images in fitted.items()}, sizes, opt)
+    common = max(chosen, key=lambda size: len(fitted.get(size, ())))
+    lenders = [common, *(size for size in chosen if size not in fitted)]
+    for turn, size in enumerate(lenders[1:], start=1):
+        borrowed = fitted[common][turn :: len(lenders)] or fitted[common]
+        fitted[size] = [np.asarray(fit_to_network(Image.fromarray(image), [size])) for image in borrowed]
+    fitted[common] = fitted[common][:: len(lenders)]
     cases: list[UInt8Array] = []
-    for index, (height, width) in enumerate(sizes):
-        dealt = [file for turn, file in enumerate(files) if DEAL[turn % len(DEAL)] % len(sizes) == index]
-        images = load_images(dealt or files, height, width)
+    for size in chosen:
+        images = np.stack(fitted[size])
         more = images[1:] if len(images) > 2 else np.concatenate([images, images])
         cases += [images[:1]] if max_batch == 1 else [images[:1], more[:max_batch]]
     return cases
 
 
-def verification_sizes(low: Shape, opt: Shape, high: Shape, patch_size: int) -> list[tuple[int, int]]:
-    """Return up to three sizes of a profile: half the tuned size, one that is not square, and the tuned size itself."""
+def verification_sizes(counts: Mapping[Size, int], sizes: Sequence[Size], opt: Size) -> list[Size]:
+    """Return up to three of the sizes that are served, the largest last.
 
-    def fitting(size: int, smallest: int, largest: int) -> int:
-        return min(max(size // patch_size * patch_size, smallest), largest)
-
-    height = fitting(opt.height // 2, low.height, high.height)
-    width = fitting(opt.width // 2, low.width, high.width)
-    wider = fitting(width + 2 * patch_size, low.width, high.width)
-    return list(dict.fromkeys([(height, width), (height, wider), (opt.height, opt.width)]))
+    They are the tuned size, those that most images have (``counts``), and where that is fewer than three, the smallest.
+    """
+    common = sorted(counts, key=lambda size: -counts[size])
+    smallest = sorted(sizes, key=math.prod)
+    return sorted(list(dict.fromkeys([opt, *common, *smallest]))[:NUM_SIZES], key=math.prod)
 
 
 def verify(

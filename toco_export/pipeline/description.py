@@ -13,6 +13,7 @@ import timm
 import torch
 
 import toco_core
+from toco_core.fitting import Size
 from toco_core.manifest import Artefact, Manifest, Parity, Precision, Profile, sha256_of
 from toco_core.palette import VOC_PALETTE
 from toco_export.onnx.tracing import OPSET
@@ -49,8 +50,13 @@ def describe_export(
     artefacts: Sequence[Artefact],
     parities: Sequence[Parity],
     engines: Sequence[EngineReport],
+    *,
+    sizes: Sequence[Size],
 ) -> Manifest:
-    """Describe an export whole, in the colours of VOC; ``engines`` are those that were built."""
+    """Describe an export whole, in the colours of VOC.
+
+    ``engines`` are those that were built; ``sizes`` the height and width of those that images are fitted to.
+    """
     config = model.config
     palette = VOC_PALETTE[: len(config.classes) + 1].tolist()
     versions = {
@@ -66,6 +72,7 @@ def describe_export(
         palette=tuple((red, green, blue) for red, green, blue in palette),
         patch_size=model.patch_size,
         image_size=config.image_size,
+        sizes=tuple(sizes),
         backbone=describe_backbone(config),
         opset=OPSET,
         profile=profile,

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from toco_core.manifest import Artefact, Backend, Precision
+from toco_core.errors import ConfigError, DataError
+from toco_core.manifest import Artefact, Backend, Precision, SizeScores
 from toco_core.memory import peak_memory
 from toco_export.config import Engine, ExportConfig
 from toco_export.graph import ServedModel, exported_model
@@ -24,11 +25,11 @@ from toco_export.parity.verification import (
     Candidate,
     Verification,
     verification_cases,
-    verification_sizes,
     verify,
 )
 from toco_export.pipeline.description import describe_artefact, describe_export
 from toco_export.pipeline.loading import Source
+from toco_export.pipeline.size_scores import describe_sizes, score_sizes
 from toco_export.pipeline.stages import Stage, Stages
 from toco_export.reports.export_report import ExportReport
 from toco_export.runtimes import Answer, InferenceBackend, open_onnx, torch_segmenter
@@ -53,7 +54,8 @@ class Export:
         folder.mkdir(parents=True)
         self._source, self._config, self._folder, self._stages = source, config, folder, stages
         self._static = source.profile.opt if config.static else None
-        self._cases = verification_cases(source.images, _sizes(source), source.profile.max.batch)
+        opt = (source.profile.opt.height, source.profile.opt.width)
+        self._cases = verification_cases(source.images, source.sizes, opt, source.profile.max.batch)
         self._artefacts: list[Artefact] = []
         self._candidates: list[Candidate] = []
         self._engines: list[EngineReport] = []
@@ -61,6 +63,7 @@ class Export:
         self._ranges: Mapping[str, float] = {}
         self._notes: dict[str, list[str]] = defaultdict(list)
         self._fused: dict[str, str] = {}
+        self._size_scores: SizeScores | None = None
 
     def observe(self) -> None:
         """Ask the network in PyTorch fp32: what it answers, and how large its numbers get."""
@@ -107,9 +110,9 @@ class Export:
     def quantize(self) -> None:
         """Write the network as ONNX in int8, inside the gate that the user sets."""
         with self._stages.stage("convert", "calibrating int8") as stage:
-            opt, path = self._source.profile.opt, self._path("int8")
-            images = load_images(self._source.calibration_images, opt.height, opt.width)
-            calibrations = calibrate(self._source.model, list(images[:, None]))
+            path = self._path("int8")
+            images = load_images(self._source.calibration_images, self._source.sizes)
+            calibrations = calibrate(self._source.model, [image[None] for image in images])
             candidate = self._candidate(path, "int8", 1 - self._config.max_drop / 100)
             kept = quantize(
                 self._path("fp32"), path, calibrations,
@@ -160,6 +163,18 @@ class Export:
             stage.outcome = f"{len(verification.parities)} comparisons with PyTorch fp32: {outcome}"
         return verification
 
+    def score_sizes(self) -> None:
+        """Where not all of the run's sizes are served, say so and score the network with those that are."""
+        source, reason = self._source, ""
+        if not self._size_note():
+            return
+        with self._stages.stage("score", "scoring the sizes that are served") as stage:
+            try:
+                self._size_scores = score_sizes(source.run, source.model, source.sizes, stage.progress)
+            except (ConfigError, DataError) as error:
+                reason = f" ({error})"
+            stage.outcome = self._size_note() + reason
+
     def report(self, verification: Verification, backend: Backend) -> ExportReport:
         """Describe all of it; ``backend`` is Triton's that will execute the network."""
         source, config = self._source, self._config
@@ -169,17 +184,27 @@ class Export:
             "tensorrt_provider": provider,
             "tensorrt_workspace_gib": config.workspace_gib if provider else None,
             "container": config.in_container,
+            "size_scores": self._size_scores,
         }
         return ExportReport(
             manifest=describe_export(
-                source.model, source.profile, self._artefacts, verification.parities, self._engines
+                source.model,
+                source.profile,
+                self._artefacts,
+                verification.parities,
+                self._engines,
+                sizes=source.sizes,
             ).model_copy(update={"palette": source.palette, **served_by}),
             verification=verification,
+            size_note=self._size_note(),
             notes={name: [*notes, *filter(None, [self._fused.get(name)])] for name, notes in self._notes.items()},
             required={candidate.name: candidate.min_agreement for candidate in self._candidates},
             seconds=self._stages.seconds,
             peak_bytes=peak_memory(),
         )
+
+    def _size_note(self) -> str:
+        return describe_sizes(self._source.sizes, self._source.model.sizes, self._size_scores)
 
     def _path(self, precision: Precision) -> Path:
         return self._folder / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
@@ -205,8 +230,3 @@ class Export:
         self._artefacts.append(artefact)
         kept = f"; in fp32: {', '.join(artefact.kept_fp32)}" if artefact.kept_fp32 else ""
         stage.outcome = f"{artefact.file}, {artefact.precision}, {artefact.num_bytes / 1e6:.1f} MB{kept}"
-
-
-def _sizes(source: Source) -> list[tuple[int, int]]:
-    profile = source.profile
-    return verification_sizes(profile.min, profile.opt, profile.max, source.model.patch_size)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from toco_core.config import read_yaml
 from toco_core.errors import ExportError, RunError
+from toco_core.fitting import Size
 from toco_core.manifest import MANIFEST_FILE, Precision, Profile
 from toco_core.palette import IGNORE_INDEX
 from toco_export.config import ExportConfig, resolve_profile
@@ -28,16 +29,20 @@ class Source:
     """What is exported, and what with.
 
     Attributes:
+        run: The run folder.
         model: The network, in evaluation mode.
         palette: RGB of the labels 0..C.
         profile: The range of inputs.
+        sizes: Height and width of the sizes in it that images are fitted to.
         images: Files of real images to verify with.
         calibration_images: Others to calibrate int8 with; the same if there are no others.
     """
 
+    run: Path
     model: ToCo
     palette: tuple[Colour, ...]
     profile: Profile
+    sizes: tuple[Size, ...]
     images: tuple[Path, ...]
     calibration_images: tuple[Path, ...]
 
@@ -54,10 +59,10 @@ def load_source(run: Path, repository: Path, config: ExportConfig) -> Source:
     _check_run(run)
     model = load_run(run)
     _check_served(model)
-    profile = resolve_profile(config, model.config.image_size, model.patch_size)
+    profile, sizes = resolve_profile(config, model.patch_size, model.sizes)
     images = sample_images(config.images or data_folder(run), 2 * config.num_images)
     _check_repository(repository, model, config)
-    return Source(model, _palette(run, model), profile, tuple(images[::2]), tuple(images[1::2] or images))
+    return Source(run, model, _palette(run, model), profile, sizes, tuple(images[::2]), tuple(images[1::2] or images))
 
 
 def _check_run(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a run folder to a model repository: load, trace, simplify, convert, build, verify, place."""
+"""From a run folder to a model repository: load, trace, simplify, convert, build, verify, score, place."""
 
 from __future__ import annotations
 
@@ -113,6 +113,8 @@ def _export(source: Source, repository: Path, config: ExportConfig, engine: Engi
             if engine:
                 export.build(precision, engine)
         verification = export.verify()
+        if not verification.failures:
+            export.score_sizes()
         report = export.report(verification, resolve_backend(config, engine))
         stages.console.print(terminal_table(report))
         if verification.failures:

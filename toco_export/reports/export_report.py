@@ -26,6 +26,7 @@ class ExportReport:
     Attributes:
         manifest: What was exported.
         verification: What was compared.
+        size_note: Which of the run's sizes are not served and what that costs; empty if all are.
         notes: For each artefact, by file name, what is worth saying of it, in sentences.
         required: Share of equal pixels that each candidate must reach, by its name.
         seconds: Time of each stage.
@@ -34,6 +35,7 @@ class ExportReport:
 
     manifest: Manifest
     verification: Verification
+    size_note: str
     notes: Mapping[str, Sequence[str]]
     required: Mapping[str, float]
     seconds: Mapping[str, float]
@@ -54,6 +56,7 @@ class ExportReport:
     def markdown(self) -> str:
         """Return the report as Markdown; images are in the other form."""
         parts = [f"# Export of {self.manifest.backbone}", f"**{self.verdict()}**", *self.verification.failures]
+        parts += filter(None, [self.size_note])
         for title, headings, rows in self._tables():
             lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
             parts += [f"## {title}", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
@@ -68,6 +71,7 @@ class ExportReport:
             f"<h1>Export of {escape(self.manifest.backbone)}</h1>",
             f'<p class="verdict {"fail" if failed else "pass"}">{escape(self.verdict())}</p>',
             *(f'<p class="fail">{escape(failure)}</p>' for failure in self.verification.failures),
+            *(f"<p>{escape(note)}</p>" for note in filter(None, [self.size_note])),
             *(f"<h2>{escape(title)}</h2>{table(headings, rows)}" for title, headings, rows in self._tables()),
             "<h2>What was made</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in self._notes()) + "</ul>",
             "<h2>Worst images</h2><p>For each artefact the image that it labels least like PyTorch.</p>",
@@ -115,6 +119,8 @@ class ExportReport:
         )
         return [
             f"Inputs from {low} to {high}; tuned for {opt}.",
+            "Images are fitted to the nearest in shape of "
+            f"{', '.join(f'{height}x{width}' for height, width in self.manifest.sizes)}.",
             *(f"{file}: {note}" for file, notes in self.notes.items() for note in notes),
             *([f"Most memory that the export used: {self.peak_bytes / 1e9:.1f} GB."] if self.peak_bytes else []),
             "Logits are compared at the patches' stride. One call: one image of that size, on this machine's "

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toco_core.errors import ConfigError
+from toco_core.fitting import Size
 from toco_core.images import read_image
 from toco_train.data.source import Sample
-from toco_train.inference.predict import mean_token_similarity, predict, resized, square_images
+from toco_train.inference.predict import mean_token_similarity, network_inputs, predict, resized
 from toco_train.models.toco import ToCo
 from toco_train.models.vit import Backbone, build_backbone
 
@@ -34,7 +35,8 @@ class Subject:
     Attributes:
         name: What it is called in figures.
         backbone: Its ViT, in evaluation mode.
-        image_size: Side of the square that it sees an image as, in pixels.
+        image_size: Side of the square that it sees an image as, in pixels: networks of different sizes are then
+            compared on the same grid of places, whatever the shape of the image.
         mean: Mean of each channel, images in [0, 1].
         std: Standard deviation of each channel.
         model: The network of a run; None for a plain backbone.
@@ -49,10 +51,15 @@ class Subject:
     model: ToCo | None = None
     cam_scales: tuple[float, ...] = ()
 
+    @property
+    def square(self) -> Size:
+        """Height and width that it sees every image at."""
+        return self.image_size, self.image_size
+
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """Return images as the backbone takes them, float ``[B, 3, S, S]``."""
         device = next(self.backbone.parameters()).device
-        return square_images(images, self.image_size, mean=self.mean, std=self.std, device=device)
+        return network_inputs(images, self.square, mean=self.mean, std=self.std, device=device)
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ def _strongest_cam(subject: Subject, sample: Sample) -> Tensor | None:
     """Return the largest CAM over the image's tags, ``[S, S]`` in [0, 1]."""
     if subject.model is None or not sample.labels:
         return None
-    prediction = next(predict(subject.model, [sample], subject.cam_scales, 1))
+    prediction = next(predict(subject.model, [sample], subject.cam_scales, 1, sizes=[subject.square]))
     return prediction.cam.amax(dim=0).cpu()
 
 

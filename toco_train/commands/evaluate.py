@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from toco_train.commands.data_flags import add_data_flags
 from toco_train.commands.display import progress_bars
 from toco_train.config import load_config
 from toco_train.evaluation.evaluate import Evaluation, evaluate
-from toco_train.inference.predict import LARGEST_SCALE, SMALLEST_SCALE, SegmentConfig
+from toco_train.inference.predict import LARGEST_SCALE, PROTOCOLS, SMALLEST_SCALE, SegmentConfig
 from toco_train.method.crf import require_crf
 from toco_train.reports.evaluation_report import EvaluationReport, head_rows, mask_rows, percent
 from toco_train.runs.layout import CONFIG_FILE, EVALUATION_FOLDER
@@ -42,16 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_data_flags(parser)
     parser.add_argument("--split", choices=("train", "val"), default="val", help="which images")
     parser.add_argument(
-        "--scales", type=float, nargs="+", default=[1.0], metavar="S",
-        help=f"scales of the segmentation, {SMALLEST_SCALE:g} to {LARGEST_SCALE:g} times the network's image size",
+        "--protocol", choices=tuple(PROTOCOLS), default="served", help="served: the network sees an image as the "
+        "served model does, at the nearest of the run's sizes; published: at the image's own size, rounded to patches, "
+        "segmented at scales 1 1.25 1.5 with flips, as in the paper",
     )  # fmt: skip
-    parser.add_argument("--flip", action="store_true", help="segment each scale flipped, too")
+    parser.add_argument(
+        "--scales", type=float, nargs="+", metavar="S", help="scales of the segmentation, "
+        f"{SMALLEST_SCALE:g} to {LARGEST_SCALE:g} times the size that an image is seen at (default: the protocol's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="segment each scale flipped, too (default: the protocol's)",
+    )
     parser.add_argument("--crf", action="store_true", help="refine all masks by a dense CRF (extra crf)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"where the report goes; default: RUN/{EVALUATION_FOLDER}"
     )
     arguments = parser.parse_args(argv)
-    segment = parse_config(SegmentConfig, {"scales": arguments.scales, "flip": arguments.flip}, "the test-time setting")
+    flags = {"scales": arguments.scales, "flip": arguments.flip}
+    given = {name: value for name, value in flags.items() if value is not None}
+    segment = parse_config(SegmentConfig, PROTOCOLS[arguments.protocol].model_dump() | given, "the test-time setting")
     if arguments.crf:
         require_crf()
     model = load_run(arguments.run)
@@ -84,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cam_scales=config.cam.scales,
         background=config.cam.background,
         segment=segment,
+        sizes=() if segment.own_size else model.sizes,
         crf=arguments.crf,
     )
     paths = report.write(folder)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PROG = "toco-label"
 EXIT_UNREADABLE = 1
-SEGMENTATION_SCALES = (1.0, 1.25, 1.5)
 
 
 @run_command(PROG)
@@ -52,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights=sha256_of(args.run / WEIGHTS_FILE),
         source=str(source.path),
         classes=source.classes,
+        sizes=model.sizes,
         settings=settings,
     )
     folder = LabelFolder(args.out.resolve(), record, source.class_list, overwrite=args.overwrite)
@@ -158,10 +158,10 @@ def _settings(args: argparse.Namespace, config: TrainConfig) -> LabelConfig:
     Raises:
         ConfigError: A number is out of range.
     """
-    from toco_train.inference.predict import SegmentConfig  # noqa: PLC0415
+    from toco_train.inference.predict import PROTOCOLS, SegmentConfig  # noqa: PLC0415
     from toco_train.inference.pseudo_labels import LabelConfig  # noqa: PLC0415
 
-    scales = args.scales or (config.cam.scales if args.maps == "cam" else SEGMENTATION_SCALES)
+    scales = args.scales or (config.cam.scales if args.maps == "cam" else PROTOCOLS["published"].scales)
     values = {
         "maps": args.maps,
         "refine": args.refine,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from toco_core.config import FrozenModel
 
@@ -38,7 +38,12 @@ class ModelConfig(FrozenModel):
     decoder_channels: int = Field(512, gt=0, description="Channels of the segmentation decoder.")
     decoder_dilation: int = Field(5, gt=0, description="Dilation of its 3x3 convolutions, in tokens.")
     classes: tuple[str, ...] = Field((), description="Foreground class names, labels 1..C; filled in from the data.")
-    image_size: int = Field(448, gt=0, description="Side of the training crop, in pixels; the size to serve at best.")
+    image_size: int = Field(448, gt=0, description="Side of the training crop, in pixels; longer side of ``sizes``.")
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        (),
+        description="Height and width of the sizes that images are fitted to when they are evaluated, labelled and "
+        "served, each to the nearest in shape; filled in from image_size when a run starts.",
+    )
     mean: tuple[float, float, float] = Field(IMAGENET_MEAN, description="Mean of each channel, images in [0, 1].")
     std: tuple[float, float, float] = Field(IMAGENET_STD, description="Standard deviation of each channel.")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from toco_core.errors import DataError
+from toco_core.fitting import Size
 from toco_core.palette import IGNORE_INDEX
 from toco_train.data.source import Sample, image_labels, read_mask, with_masks
 from toco_train.distributed import gathered, global_sum, shard
@@ -57,9 +58,11 @@ def evaluate(
     scales: Sequence[float],
     background_threshold: float,
     segment: SegmentConfig = SegmentConfig(),  # noqa: B008  (frozen)
+    sizes: Sequence[Size] | None = None,
     crf: bool = False,
     batch_size: int = 4,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
 ) -> Evaluation:
     """Score a network on the samples that have a mask; several processes share them out, and each has the result.
 
@@ -68,10 +71,12 @@ def evaluate(
         samples: Images with masks; those without are left out.
         scales: Scales of the CAM.
         background_threshold: Threshold of the CAM's label.
-        segment: Scales of the segmentation.
+        segment: How the segmentation sees an image.
+        sizes: Height and width of the sizes that images are fitted to; None: those of the run.
         crf: Refine all three masks by a dense CRF.
         batch_size: Images a batch.
         progress: Called with the images that this process has done and has to do.
+        watch: Called with each sample of this process and its prediction.
 
     Raises:
         DataError: No sample has a mask, or an image or mask cannot be read, is of another size or holds an unknown
@@ -89,7 +94,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for sample, prediction in zip(own, predict(model, own, scales, batch_size, segment), strict=True):
+        for sample, prediction in zip(own, predict(model, own, scales, batch_size, segment, sizes=sizes), strict=True):
+            watch(sample, prediction)
             truth = _checked_mask(sample, prediction, num_labels)
             masks = (
                 prediction.cam_mask(prediction.cam, background_threshold, crf=crf),

@@ -15,6 +15,7 @@ from pydantic import Field
 from toco_core.config import FrozenModel
 from toco_core.errors import DataError, RunError
 from toco_core.files import atomic_path, write_atomic
+from toco_core.fitting import Size
 from toco_core.images import read_image
 from toco_core.palette import IGNORE_INDEX, UInt8Array, save_mask
 from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
@@ -40,6 +41,7 @@ class LabelRecord(FrozenModel):
     weights: str = Field(description="SHA-256 of the network's weights.")
     source: str = Field(description="The data set.")
     classes: tuple[str, ...] = Field(description="Foreground class names, labels 1..C.")
+    sizes: tuple[Size, ...] = Field(description="Height and width of the sizes that images were fitted to.")
     settings: LabelConfig
     masks: str = f"0 background, 1 to C the classes, {IGNORE_INDEX} unsure"
     confidence: str = (
@@ -191,7 +193,9 @@ def label_all(
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Say in what two records of labels differ."""
     texts = [
-        f"{key} {found.get(key)}, not {wanted[key]}" for key in ("source", "classes") if found.get(key) != wanted[key]
+        f"{key} {found.get(key)}, not {wanted[key]}"
+        for key in ("source", "classes", "sizes")
+        if found.get(key) != wanted[key]
     ]
     if found.get("weights") != wanted["weights"]:
         texts.append("other weights")

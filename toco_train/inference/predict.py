@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toco_core.config import FrozenModel
+from toco_core.fitting import Size, fit_to_network, nearest_size, own_size
 from toco_core.images import read_image
 from toco_train.data.source import Sample
 from toco_train.method.cam import multi_scale_cam
@@ -31,10 +32,13 @@ _BAND_SCORES = 2**20  # of all labels in one band: 4 MB
 
 
 class SegmentConfig(FrozenModel):
-    """At which sizes the segmentation sees an image at test time."""
+    """At which sizes the network sees an image at test time."""
 
-    scales: tuple[float, ...] = Field((1.0,), min_length=1, description="Factors of the network's image size.")
-    flip: bool = Field(False, description="See each scale flipped, too.")
+    own_size: bool = Field(
+        False, description="Fit an image to its own size, rounded to patches, not to the nearest of the run's sizes."
+    )
+    scales: tuple[float, ...] = Field((1.0,), min_length=1, description="Segmentation: factors of the fitted size.")
+    flip: bool = Field(False, description="Segmentation: see each scale flipped, too.")
 
     @field_validator("scales")
     @classmethod
@@ -44,6 +48,13 @@ class SegmentConfig(FrozenModel):
         return scales
 
 
+# Source of the published one: METHOD.md, test time and "found since".
+PROTOCOLS = {
+    "served": SegmentConfig(),
+    "published": SegmentConfig(own_size=True, scales=(1.0, 1.25, 1.5), flip=True),
+}
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a network makes of one image.
@@ -51,10 +62,11 @@ class Prediction:
     Attributes:
         image: The image, upright RGB, H x W pixels.
         labels: Labels that the image is tagged with (1..C), K of them.
-        cam: Activation map of each of them, float ``[K, S, S]`` in [0, 1], S the network's image size.
+        cam: Activation map of each of them, float ``[K, h, w]`` in [0, 1], h x w the fitted size; ``[0, h, w]`` where
+            no CAM was asked for.
         aux_cam: The same of the auxiliary head.
-        seg_logits: Segmentation logits at each scale, float ``[C + 1, h, w]``, background first; with flips the sum
-            of the pair.
+        seg_logits: Segmentation logits at each scale, float ``[C + 1, h, w]``, h x w tokens, background first; with
+            flips the sum of the pair.
         class_scores: Probability of each class by the class head, float ``[C]``.
         aux_class_scores: The same by the auxiliary class head.
         token_similarity: Mean pairwise |cosine| of the final patch tokens.
@@ -166,72 +178,102 @@ def _crf_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-@torch.no_grad()
 def predict(
     model: ToCo,
     samples: Sequence[Sample],
     scales: Sequence[float],
     batch_size: int,
     segment: SegmentConfig = SegmentConfig(),  # noqa: B008  (frozen)
+    *,
+    sizes: Sequence[Size] | None = None,
 ) -> Iterator[Prediction]:
-    """Yield the prediction of each sample in order, from the image resized to the network's square.
+    """Yield the prediction of each sample in order; images that are fitted to one size run together.
 
     Args:
         model: The network, in evaluation mode.
         samples: Images; of their labels only the maps of ``cam`` and ``aux_cam`` depend.
-        scales: Scales of the CAM, each seen flipped, too.
-        batch_size: Images a batch.
-        segment: Scales of the segmentation.
+        scales: Scales of the CAM, factors of the fitted size, each seen flipped, too; none if no CAM is wanted.
+        batch_size: Images that are read at a time, and the most in a batch.
+        segment: How the segmentation sees an image.
+        sizes: Height and width of the sizes that images are fitted to; None: those of the run. Without meaning for
+            ``segment.own_size``.
 
     Raises:
         DataError: An image cannot be read.
     """
     config, device = model.config, next(model.parameters()).device
     for start in range(0, len(samples), batch_size):
-        batch = samples[start : start + batch_size]
-        pil_images = [read_image(sample.image) for sample in batch]
-        images = square_images(pil_images, config.image_size, mean=config.mean, std=config.std, device=device)
-        output = model(images)
-        tagged = sorted({label for sample in batch for label in sample.labels}) or [1]
-        chosen = [label - 1 for label in tagged]
-        cams, aux_cams = multi_scale_cam(
-            _ChosenClasses(model, chosen), images, scales, scale_one=(output.cam[:, chosen], output.aux_cam[:, chosen])
-        )
-        seg_logits = _segment(model, images, output.seg_logits, segment)
-        similarity = mean_token_similarity(output.patch_tokens).tolist()
-        for index, (sample, image) in enumerate(zip(batch, pil_images, strict=True)):
-            own = [tagged.index(label) for label in sample.labels]
-            yield Prediction(
-                image=image,
-                labels=sample.labels,
-                cam=cams[index, own],
-                aux_cam=aux_cams[index, own],
-                seg_logits=tuple(logits[index] for logits in seg_logits),
-                class_scores=output.class_logits[index].sigmoid(),
-                aux_class_scores=output.aux_class_logits[index].sigmoid(),
-                token_similarity=similarity[index],
+        window = samples[start : start + batch_size]
+        images = [read_image(sample.image) for sample in window]
+        places: dict[Size, list[int]] = {}
+        for place, image in enumerate(images):
+            own = image.height, image.width
+            size = own_size(own, model.patch_size) if segment.own_size else nearest_size(own, sizes or model.sizes)
+            places.setdefault(size, []).append(place)
+        found: dict[int, Prediction] = {}
+        for size, group in places.items():
+            of_size = [images[place] for place in group]
+            inputs = network_inputs(of_size, size, mean=config.mean, std=config.std, device=device)
+            batch = _predict_batch(
+                model, [window[place] for place in group], of_size, inputs, scales=scales, segment=segment
             )
+            found |= zip(group, batch, strict=True)
+        yield from (found[place] for place in range(len(window)))
 
 
-def square_images(
-    images: Sequence[Image.Image], side: int, *, mean: Sequence[float], std: Sequence[float], device: torch.device
+@torch.no_grad()
+def _predict_batch(
+    model: ToCo,
+    samples: Sequence[Sample],
+    images: Sequence[Image.Image],
+    inputs: Tensor,
+    *,
+    scales: Sequence[float],
+    segment: SegmentConfig,
+) -> Iterator[Prediction]:
+    """Yield the predictions of images that are all fitted to one size, as ``inputs`` ``[B, 3, H, W]``."""
+    output = model(inputs)
+    tagged = sorted({label for sample in samples for label in sample.labels}) or [1]
+    chosen = [label - 1 for label in tagged]
+    cams = aux_cams = inputs.new_zeros(len(images), 0, *inputs.shape[2:])
+    if scales:
+        cams, aux_cams = multi_scale_cam(
+            _ChosenClasses(model, chosen), inputs, scales, scale_one=(output.cam[:, chosen], output.aux_cam[:, chosen])
+        )
+    seg_logits = _segment(model, inputs, output.seg_logits, segment)
+    similarity = mean_token_similarity(output.patch_tokens).tolist()
+    for index, (sample, image) in enumerate(zip(samples, images, strict=True)):
+        own = [tagged.index(label) for label in sample.labels] if scales else []
+        yield Prediction(
+            image=image,
+            labels=sample.labels,
+            cam=cams[index, own],
+            aux_cam=aux_cams[index, own],
+            seg_logits=tuple(logits[index] for logits in seg_logits),
+            class_scores=output.class_logits[index].sigmoid(),
+            aux_class_scores=output.aux_class_logits[index].sigmoid(),
+            token_similarity=similarity[index],
+        )
+
+
+def network_inputs(
+    images: Sequence[Image.Image], size: Size, *, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Tensor:
-    """Resize images to a square and normalise them.
+    """Resize images to one size and normalise them.
 
     Args:
         images: B of them, RGB, of any size.
-        side: Side of the square in pixels.
+        size: Height and width.
         mean: Mean of each channel, images in [0, 1].
         std: Standard deviation of each channel.
         device: Where the images go.
 
     Returns:
-        float32 ``[B, 3, side, side]``.
+        float32 ``[B, 3, H, W]``.
     """
-    square = [image.resize((side, side), Image.Resampling.BILINEAR) for image in images]
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in square])).to(device)
+    pixels = np.stack([np.asarray(fit_to_network(image, [size])) for image in images])
     centre, width = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - centre) / width
+    return (torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255 - centre) / width
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,9 @@ class LabelConfig(FrozenModel):
 
     maps: Literal["cam", "seg"] = Field("cam", description="Made from the CAM given the tags, or the segmentation.")
     refine: Literal["par", "crf", "none"] = Field("par", description="What makes them follow the edges of the image.")
-    scales: tuple[float, ...] = Field(
-        min_length=1, description="Factors of the network's image size, each flipped too."
-    )
-    low: float = Field(0.25, ge=0, le=1, description="CAM: background score of the generous labels.")
-    high: float = Field(0.7, ge=0, le=1, description="CAM: background score of the cautious labels.")
+    scales: tuple[float, ...] = Field(min_length=1, description="Factors of the fitted size, each flipped too.")
+    low: float = Field(ge=0, le=1, description="CAM: background score of the generous labels.")
+    high: float = Field(ge=0, le=1, description="CAM: background score of the cautious labels.")
     min_confidence: float = Field(0.7, ge=0, le=1, description="Segmentation: below this probability a pixel is 255.")
 
     @model_validator(mode="after")
@@ -93,11 +91,19 @@ class Labeller:
             DataError: The image cannot be read.
             ConfigError: A CRF is asked for and not installed.
         """
+        scales = self._config.scales
         if self._config.maps == "cam":
-            prediction = next(predict(self._model, [sample], self._config.scales, 1))
-            return self._from_cam(prediction)
-        segment = SegmentConfig(scales=self._config.scales, flip=True)
-        return self._from_segmentation(next(predict(self._model, [sample], (1.0,), 1, segment)))
+            return self.label(next(predict(self._model, [sample], scales, 1)))
+        return self.label(next(predict(self._model, [sample], (), 1, SegmentConfig(scales=scales, flip=True))))
+
+    @torch.no_grad()
+    def label(self, prediction: Prediction) -> PseudoLabel:
+        """Return the pseudo label of an image from what the network makes of it: at the scales of the labels.
+
+        Raises:
+            ConfigError: A CRF is asked for and not installed.
+        """
+        return self._from_cam(prediction) if self._config.maps == "cam" else self._from_segmentation(prediction)
 
     def _from_cam(self, prediction: Prediction) -> PseudoLabel:
         cautious, generous = self._cam_masks(prediction)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toco_core.fitting import Size, network_sizes
 from toco_train.config import ModelConfig
 from toco_train.models.decoder import LargeFOV
 from toco_train.models.projection import ProjectionHead
@@ -76,6 +77,11 @@ class ToCo(nn.Module):
     def patch_size(self) -> int:
         """Side of a patch, in pixels: image sides must be multiples of it."""
         return self.backbone.patch_size
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Height and width of the sizes that images are fitted to: the run's, or the usual ones where it names none."""
+        return self.config.sizes or network_sizes(self.config.image_size, self.patch_size)
 
     def forward(self, images: Tensor) -> ToCoOutput:
         """Run the whole network on normalised images, float ``[B, 3, H, W]``.

@@ -11,6 +11,7 @@ from pathlib import Path
 from toco_core import __version__
 from toco_core.errors import RunError
 from toco_core.files import write_atomic
+from toco_core.fitting import Size
 from toco_train.evaluation.boundary_iou import BOUNDARY_RATIO
 from toco_train.evaluation.evaluate import Evaluation, evaluation_numbers
 from toco_train.evaluation.metrics import ClassScores, Scores
@@ -36,7 +37,8 @@ class EvaluationReport:
         classes: Foreground class names.
         cam_scales: Scales of the CAM.
         background: Threshold of the CAM's label.
-        segment: Scales of the segmentation.
+        segment: How the segmentation saw an image.
+        sizes: Height and width of the sizes that images were fitted to, where that was not their own.
         crf: Whether the masks were refined by a dense CRF.
     """
 
@@ -48,6 +50,7 @@ class EvaluationReport:
     cam_scales: tuple[float, ...]
     background: float
     segment: SegmentConfig
+    sizes: tuple[Size, ...]
     crf: bool
 
     @property
@@ -59,7 +62,8 @@ class EvaluationReport:
     def stem(self) -> str:
         """Name of its files without suffix: evaluations with other settings stand beside each other."""
         scales = [] if self.segment.scales == (1.0,) else [f"{scale:g}" for scale in self.segment.scales]
-        return "-".join([self.split, *scales, *["flip"] * self.segment.flip, *["crf"] * self.crf])
+        own_size = ["own-size"] * self.segment.own_size
+        return "-".join([self.split, *own_size, *scales, *["flip"] * self.segment.flip, *["crf"] * self.crf])
 
     def notes(self) -> list[str]:
         """Say which number is which, one sentence or two each."""
@@ -67,7 +71,8 @@ class EvaluationReport:
         seen = f"scale{'s' * (len(segment.scales) > 1)} {_listed(segment.scales)}{' with flips' * segment.flip}"
         notes = [
             f"segmentation: argmax of the decoder, {seen}. No tags are given; this is the mask that is exported and "
-            "served (there at one scale, without flips and CRF).",
+            "served (there at the nearest of the run's sizes, at one scale, without flips and CRF).",
+            self._size_note(),
             f"CAM, aux CAM: label maps of the activation maps (scales {_listed(self.cam_scales)} with flips, "
             f"background at or below {self.background:g}) given each image's true tags: how good pseudo labels are, "
             "not what an image without tags gets.",
@@ -80,7 +85,7 @@ class EvaluationReport:
         ]
         if self.crf:
             notes.insert(
-                2,
+                3,
                 "CRF: all three masks are refined by a dense CRF with the published parameters; it sees an image of "
                 f"more than {MAX_CRF_PIXELS:,} pixels at that size.",
             )
@@ -92,6 +97,15 @@ class EvaluationReport:
             )
         return notes
 
+    def _size_note(self) -> str:
+        if self.segment.own_size:
+            return "size: the network saw each image at its own size, rounded to patches, as published."
+        sizes = _listed([f"{height}x{width}" for height, width in self.sizes], len(self.sizes))
+        return (
+            "size: the network saw each image at the nearest in shape of the run's sizes (height x width, in pixels): "
+            f"{sizes}."
+        )
+
     def numbers(self) -> dict[str, object]:
         """Return everything for JSON; rows of ``confusion`` are truth, columns prediction, in pixels."""
         confusion = dict(zip(("cam", "aux_cam", "seg"), self.evaluation.confusion.tolist(), strict=True))
@@ -102,6 +116,8 @@ class EvaluationReport:
             "split": self.split,
             "labels": self.labels,
             "settings": {
+                "own_size": self.segment.own_size,
+                "sizes": self.sizes,
                 "scales": self.segment.scales,
                 "flip": self.segment.flip,
                 "crf": self.crf,
@@ -181,10 +197,10 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _listed(values: Sequence[object]) -> str:
+def _listed(values: Sequence[object], most: int = _MOST_NAMES) -> str:
     """Return values with commas, as many as a sentence bears."""
-    shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values[:_MOST_NAMES])
-    return shown + (f" and {len(values) - _MOST_NAMES} more" if len(values) > _MOST_NAMES else "")
+    shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values[:most])
+    return shown + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

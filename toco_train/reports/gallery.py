@@ -71,7 +71,7 @@ def choose(source: DataSource, image_iou: Sequence[float] | None) -> list[Exhibi
 def exhibit_images(
     model: ToCo, exhibits: Sequence[Exhibit], cam: CamConfig, palette: UInt8Array
 ) -> Iterator[tuple[dict[str, UInt8Array], set[int]]]:
-    """Yield the images of each image by their titles, uint8 ``[H, W, 3]``, and the labels that they show.
+    """Yield for each exhibit what is shown of it, uint8 ``[H, W, 3]`` by title, and the labels that this shows.
 
     Args:
         model: The network, in evaluation mode.
@@ -89,7 +89,7 @@ def exhibit_images(
         sample = exhibit.sample
         prediction = next(predict(model, [sample], cam.scales, 1))
         row = prediction_row(sample, prediction, palette)
-        pseudo_label = labeller(sample).mask
+        pseudo_label = labeller.label(prediction).mask
         row.insert(_PSEUDO_LABEL_COLUMN, labelled(np.asarray(prediction.image), pseudo_label, palette))
         masks = (pseudo_label, prediction.seg_mask().numpy())
         shown = {*sample.labels}.union(*(np.unique(mask).tolist() for mask in masks))

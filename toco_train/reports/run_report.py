@@ -19,6 +19,7 @@ from toco_core.charts import inline_svg, themed
 from toco_core.config import dump_yaml
 from toco_core.errors import RunError
 from toco_core.files import write_atomic
+from toco_core.fitting import Size
 from toco_core.html import image_strip, page, table
 from toco_core.palette import IGNORE_INDEX, colour_mask
 from toco_train.analysis.figures import similarity_chart
@@ -88,7 +89,7 @@ def write_report(
         f"<p>{escape(_summary(config, source, history))}</p>",
         _cards(history, evaluation),
         *_training(history),
-        *(_scores(folder, config, source, evaluation) if evaluation is not None else _no_scores()),
+        *(_scores(folder, config, source, evaluation, model.sizes) if evaluation is not None else _no_scores()),
         *_gallery(model, config, source, evaluation),
         *_similarity(run_subject(model, folder.resolve().name, config.cam.scales), source),
     ]
@@ -139,7 +140,9 @@ def _no_scores() -> Iterator[str]:
     yield "<h2>Scores</h2><p>No image that was held back has a mask, so nothing is scored. Training needs no masks.</p>"
 
 
-def _scores(folder: Path, config: TrainConfig, source: DataSource, evaluation: Evaluation) -> Iterator[str]:
+def _scores(
+    folder: Path, config: TrainConfig, source: DataSource, evaluation: Evaluation, sizes: tuple[Size, ...]
+) -> Iterator[str]:
     report = EvaluationReport(
         evaluation,
         run=folder,
@@ -149,6 +152,7 @@ def _scores(folder: Path, config: TrainConfig, source: DataSource, evaluation: E
         cam_scales=config.cam.scales,
         background=config.cam.background,
         segment=SegmentConfig(),
+        sizes=sizes,
         crf=False,
     )
     yield f"<h2>Scores on {evaluation.num_images} images that were held back</h2>"
@@ -202,8 +206,9 @@ def _similarity(subject: Subject, source: DataSource) -> Iterator[str]:
     yield "<h2>How alike patch tokens become</h2>"
     yield f"<figure>{inline_svg(figure, 'similarity of patch tokens by block')}<figcaption>"
     yield (
-        f"Mean |cosine| over pairs of patch tokens after each block, over {len(samples)} images: what rises towards 1 "
-        "is over-smoothed. toco-analyze draws several networks on one chart.</figcaption></figure>"
+        f"Mean |cosine| over pairs of patch tokens after each block, over {len(samples)} images, each seen as a square "
+        f"of {subject.image_size} px: what rises towards 1 is over-smoothed. toco-analyze draws several networks on "
+        "one chart.</figcaption></figure>"
     )
 
 

@@ -98,6 +98,7 @@ def import_published(
     config = load_config("coco-vit-b" if classes == COCO_CLASSES else "voc-vit-b", None, flags)
     model = ToCo(config.model)
     load_published_weights(model, state_dict)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"sizes": model.sizes})})
     weights = {name: value.float().contiguous() for name, value in model.state_dict().items()}
     try:
         with atomic_folder(out) as folder:

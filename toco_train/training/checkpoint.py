@@ -23,7 +23,7 @@ from toco_train.data.source import DataSource
 
 _STATE_KEY = "toco"
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
-_MAY_CHANGE = ("data.path", "data.num_workers", "activation_checkpointing")
+_MAY_CHANGE = ("data.path", "data.num_workers", "model.sizes", "activation_checkpointing")
 
 
 class Progress(FrozenModel):
@@ -107,8 +107,9 @@ class TrainState:
 
         Args:
             path: A checkpoint.
-            config: The configuration as plain values; of it, only where the data lies, how many processes read it and
-                whether activations are computed twice may differ from the saved one.
+            config: The configuration as plain values; of it, only where the data lies, how many processes read it,
+                the sizes that images are fitted to and whether activations are computed twice may differ from the saved
+                one.
             source: The data, which must be the saved run's.
 
         Raises:

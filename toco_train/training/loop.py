@@ -89,10 +89,13 @@ class _Training:
     def __init__(self, config: TrainConfig, run: RunFolder, watcher: TrainingCallback, stop: StopSignals) -> None:
         self.accelerator = accelerator = _accelerator(config)
         self._source = source = open_source(config.data, seed=config.seed)
-        config = config.model_copy(update={"model": config.model.model_copy(update={"classes": source.classes})})
-        self._config, self._run, self._watcher, self._stop = config, run, watcher, stop
         checkpoint = run.last_checkpoint()
+        filled = {"classes": source.classes, "sizes": () if checkpoint is None else config.model.sizes}
+        config = config.model_copy(update={"model": config.model.model_copy(update=filled)})
         self._model = _network(config, resumed=checkpoint is not None).to(accelerator.device)
+        known = config.model.model_copy(update={"sizes": self._model.sizes})
+        self._config = config = config.model_copy(update={"model": known})
+        self._run, self._watcher, self._stop = run, watcher, stop
         objective = ToCoObjective(
             self._model,
             cam=config.cam,

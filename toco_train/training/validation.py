@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from toco_train.config import TrainConfig
 from toco_train.data.source import DataSource, Sample, spread, with_masks
-from toco_train.distributed import rank, world_size
+from toco_train.distributed import rank, shard, world_size
 from toco_train.evaluation.evaluate import Evaluation, evaluate, evaluation_numbers
-from toco_train.inference.predict import predict
-from toco_train.inference.preview import PREDICTION_TITLES, prediction_row
+from toco_train.inference.predict import Prediction, predict
+from toco_train.inference.preview import PREDICTION_TITLES, Row, prediction_row
 from toco_train.models.toco import ToCo
 from toco_train.training.checkpoint import Progress
 from toco_train.training.run_folder import RunFolder
@@ -56,24 +56,21 @@ def validate(
         DataError: An image or mask cannot be read.
         RunError: The run folder cannot be written.
     """
-
-    def score(samples: tuple[Sample, ...]) -> Evaluation | None:
-        return _score(model, with_masks(samples), config, evaluating=evaluating, stopping=stopping)
-
     if stopping():
         return progress, None
     began = time.perf_counter()
     model.eval()
     try:
         samples = spread(source.val, config.evaluation.max_images)
-        _draw(model, samples, source, progress.step, config=config, run=run)
-        evaluation = score(samples)
+        evaluation = _score_and_draw(
+            model, samples, source, progress.step, config=config, run=run, evaluating=evaluating, stopping=stopping
+        )
         changes: dict[str, object] = {"evaluated": progress.step}
         if evaluation is not None and evaluation.seg.mean_iou > progress.best_miou:
             run.save_best(model, config)
             changes |= {"best_step": progress.step, "best_miou": evaluation.seg.mean_iou}
         if progress.step == config.steps and len(samples) < len(source.val):
-            evaluation = score(source.val)
+            evaluation = _score(model, with_masks(source.val), config, evaluating=evaluating, stopping=stopping)
     except _Stopped:
         return progress, None
     finally:
@@ -89,17 +86,34 @@ def validate(
     return progress.model_copy(update=changes), evaluation
 
 
-def _draw(
-    model: ToCo, samples: tuple[Sample, ...], source: DataSource, step: int, *, config: TrainConfig, run: RunFolder
-) -> None:
-    """Draw the predictions of some samples, in the first process."""
-    shown = spread(samples, _SAMPLE_ROWS)
-    if not shown or rank() != 0:
-        return
-    predictions = predict(model, shown, config.cam.scales, config.evaluation.batch_size)
-    palette = source.class_list.rgb
-    rows = [prediction_row(sample, prediction, palette) for sample, prediction in zip(shown, predictions, strict=True)]
-    run.save_samples(step, rows, PREDICTION_TITLES[: max(map(len, rows))], source.class_list)
+def _score_and_draw(
+    model: ToCo,
+    samples: tuple[Sample, ...],
+    source: DataSource,
+    step: int,
+    *,
+    config: TrainConfig,
+    run: RunFolder,
+    evaluating: Callable[[int, int], None],
+    stopping: Callable[[], bool],
+) -> Evaluation | None:
+    """Score the samples that have a mask, and draw some of them; where none has, draw some of all."""
+    scored = with_masks(samples)
+    shown = spread(tuple(shard(scored or samples)), _SAMPLE_ROWS) if rank() == 0 else ()
+    rows: list[Row] = []
+
+    def draw(sample: Sample, prediction: Prediction) -> None:
+        if sample in shown:
+            rows.append(prediction_row(sample, prediction, source.class_list.rgb))
+
+    evaluation = _score(model, scored, config, evaluating=evaluating, stopping=stopping, watch=draw)
+    if not scored:
+        predictions = predict(model, shown, config.cam.scales, config.evaluation.batch_size)
+        for sample, prediction in zip(shown, predictions, strict=True):
+            draw(sample, prediction)
+    if rows:
+        run.save_samples(step, rows, PREDICTION_TITLES[: max(map(len, rows))], source.class_list)
+    return evaluation
 
 
 def _score(
@@ -109,8 +123,9 @@ def _score(
     *,
     evaluating: Callable[[int, int], None],
     stopping: Callable[[], bool],
+    watch: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
 ) -> Evaluation | None:
-    """Score samples that have a mask, if there are any."""
+    """Score samples that have a mask, if there are any; ``watch`` is called with each and its prediction."""
     in_every_share = len(samples) // world_size()  # only while all processes have work can they agree to stop
 
     def progress(done: int, total: int) -> None:
@@ -127,4 +142,5 @@ def _score(
         background_threshold=config.cam.background,
         batch_size=config.evaluation.batch_size,
         progress=progress,
+        watch=watch,
     )

@@ -9,6 +9,7 @@ from PIL import Image
 from small_run import Exported, save_perturbed
 
 from toco_core.errors import ConfigError, DataError, ExportError
+from toco_core.fitting import network_sizes
 from toco_core.manifest import Parity, Precision, Shape
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.graph import ServedModel
@@ -59,7 +60,7 @@ def test_a_folder_without_images_is_an_error_in_one_sentence(tmp_path: Path):
 def test_a_broken_image_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"broken\.png cannot be read: it is text"):
-        load_images([tmp_path / "broken.png"], 8, 8)
+        load_images([tmp_path / "broken.png"], [(8, 8)])
 
 
 def test_a_run_that_names_no_data_asks_for_images(tmp_path: Path):
@@ -70,44 +71,81 @@ def test_a_run_that_names_no_data_asks_for_images(tmp_path: Path):
         data_folder(tmp_path / "nowhere")
 
 
-def test_images_become_rgb_of_the_size_asked_for(tmp_path: Path):
+def test_images_become_rgb_of_the_nearest_size(tmp_path: Path):
     Image.new("L", (30, 20), 77).save(tmp_path / "grey.png")
-    images = load_images([tmp_path / "grey.png", save_image(tmp_path / "c.png")], 16, 24)
-    assert (images.shape, images.dtype) == ((2, 16, 24, 3), np.uint8)
-    assert images[0, 0, 0].tolist() == [77, 77, 77]
-    assert images[1, 15, 23].tolist() == [10, 20, 30]
+    standing = save_image(tmp_path / "c.png", size=(10, 20))
+    images = load_images([tmp_path / "grey.png", standing], [(16, 24), (24, 16)])
+    assert [(image.shape, image.dtype) for image in images] == [((16, 24, 3), np.uint8), ((24, 16, 3), np.uint8)]
+    assert images[0][0, 0].tolist() == [77, 77, 77]
+    assert images[1][23, 15].tolist() == [10, 20, 30]
 
 
-def test_sixteen_images_make_three_sizes_with_two_batches_each_and_are_used_once(tmp_path: Path):
-    files = [save_image(tmp_path / f"{index:02}.png", (index, 0, 0)) for index in range(16)]
-    cases = verification_cases(files, [(224, 224), (224, 256), (448, 448)], max_batch=8)
-    assert [case.shape[:3] for case in cases] == [
-        (1, 224, 224), (6, 224, 224), (1, 224, 256), (5, 224, 256), (1, 448, 448), (2, 448, 448)
+SIZES = network_sizes(448, 16)
+
+
+def shapes(cases: list[np.ndarray]) -> list[tuple[int, ...]]:
+    return [case.shape[:3] for case in cases]
+
+
+def test_photographs_are_compared_at_the_sizes_that_they_are_served_at(tmp_path: Path):
+    lying = [save_image(tmp_path / f"a{index}.png", (index, 0, 0), (40, 30)) for index in range(9)]
+    standing = [save_image(tmp_path / f"b{index}.png", (100 + index, 0, 0), (30, 40)) for index in range(4)]
+    cases = verification_cases([*lying, *standing], SIZES, (448, 448), max_batch=8)
+    assert shapes(cases) == [
+        (1, 336, 448), (4, 336, 448), (1, 448, 336), (3, 448, 336), (1, 448, 448), (3, 448, 448)
     ]  # fmt: skip
-    assert sorted(image[0, 0, 0] for case in cases for image in case) == list(range(16))
+    seen = [int(image[0, 0, 0]) for case in cases for image in case]
+    assert sorted(seen) == [*range(9), *range(100, 104)], "each image is used once; the square borrows from the lying"
+
+
+def test_square_images_make_three_sizes_with_two_batches_each_and_are_used_once(tmp_path: Path):
+    files = [save_image(tmp_path / f"{index:02}.png", (index, 0, 0), (10, 10)) for index in range(16)]
+    cases = verification_cases(files, SIZES, (448, 448), max_batch=8)
+    assert shapes(cases) == [
+        (1, 112, 448), (4, 112, 448), (1, 448, 112), (4, 448, 112), (1, 448, 448), (5, 448, 448)
+    ]  # fmt: skip
+    assert sorted(int(image[0, 0, 0]) for case in cases for image in case) == list(range(16))
 
 
 def test_no_case_is_larger_than_the_largest_batch(tmp_path: Path):
-    files = [save_image(tmp_path / f"{index:02}.png") for index in range(16)]
-    assert [len(case) for case in verification_cases(files, [(64, 64)], max_batch=4)] == [1, 4]
-    assert [len(case) for case in verification_cases(files, [(64, 64), (64, 80)], max_batch=1)] == [1, 1]
-    assert [len(case) for case in verification_cases(files[:1], [(64, 64)], max_batch=8)] == [1, 2]
+    files = [save_image(tmp_path / f"{index:02}.png", size=(10, 10)) for index in range(16)]
+    one, two = [(64, 64)], [(48, 64), (64, 64)]
+    assert [len(case) for case in verification_cases(files, one, (64, 64), max_batch=4)] == [1, 4]
+    assert [len(case) for case in verification_cases(files, two, (64, 64), max_batch=1)] == [1, 1]
+    assert [len(case) for case in verification_cases(files[:1], two, (64, 64), max_batch=8)] == [1, 2, 1, 2]
+
+
+def test_the_sizes_compared_are_the_tuned_one_the_most_frequent_and_the_smallest():
+    counts = {(336, 448): 2, (304, 448): 5, (448, 336): 1}
+    assert verification_sizes(counts, SIZES, (448, 448)) == [(304, 448), (336, 448), (448, 448)]
+    assert verification_sizes({(448, 448): 3}, SIZES, (448, 448)) == [(112, 448), (448, 112), (448, 448)]
+    assert verification_sizes({(448, 448): 3}, [(448, 448)], (448, 448)) == [(448, 448)]
 
 
 @pytest.mark.parametrize(
-    ("config", "sizes"),
+    ("config", "smallest", "largest", "sizes"),
     [
-        ({}, [(224, 224), (224, 256), (448, 448)]),
-        ({"static": True}, [(448, 448)]),
-        ({"min": Shape(batch=1, height=336, width=448)}, [(336, 448), (336, 480), (448, 448)]),
-        ({"opt": Shape(batch=1, height=64, width=64)}, [(64, 64), (64, 96)]),
+        ({}, (64, 64), (896, 896), SIZES),
+        ({"static": True}, (448, 448), (448, 448), ((448, 448),)),
+        ({"min": Shape(batch=1, height=336, width=304)}, (336, 304), (896, 896),
+         ((336, 448), (448, 304), (448, 336), (448, 448))),
+        ({"max": Shape(batch=8, height=448, width=448)}, (64, 64), (448, 448), SIZES),
+        ({"opt": Shape(batch=1, height=224, width=224)}, (64, 64), (448, 448), network_sizes(224, 16)),
+        ({"opt": Shape(batch=1, height=272, width=432), "static": True}, (272, 432), (272, 432), ((272, 432),)),
+        ({"opt": Shape(batch=1, height=112, width=448)}, (64, 64), (448, 896), SIZES),
     ],
-)
-def test_sizes_are_half_not_square_and_tuned_inside_the_profile(config, sizes):
-    profile = resolve_profile(ExportConfig(**config), 448, 16)
-    found = verification_sizes(profile.min, profile.opt, profile.max, 16)
-    assert sorted(found) == sorted(sizes)
-    assert found[-1] == (profile.opt.height, profile.opt.width) or config.get("opt"), "the dearest comes last"
+)  # fmt: skip
+def test_the_sizes_served_are_those_of_the_run_inside_the_profile(config, smallest, largest, sizes):
+    profile, found = resolve_profile(ExportConfig(**config), 16, SIZES)
+    assert (profile.min.height, profile.min.width) == smallest
+    assert (profile.max.height, profile.max.width) == largest
+    assert found == sizes
+    assert (profile.opt.height, profile.opt.width) in found
+
+
+def test_the_sizes_of_the_demo_are_all_served():
+    sizes = network_sizes(96, 8)
+    assert resolve_profile(ExportConfig(), 8, sizes)[1] == sizes
 
 
 def answer_of(mask: np.ndarray, confidence: int = 200, logits: float = 1.0) -> Answer:

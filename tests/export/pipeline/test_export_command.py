@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from small_run import PALETTE, Exported, save_perturbed
 
 import toco_core
+from toco_core.fitting import network_sizes
 from toco_core.manifest import MANIFEST_FILE, Profile, Shape, read_manifest, sha256_of
 from toco_export.cli import main
 from toco_export.pipeline import export, loading
@@ -48,7 +49,7 @@ def test_an_fp16_export_shows_its_stages_and_figures(exported: Exported):
     stages = [line.split()[0] for line in exported.output.splitlines() if " s  " in line]
     assert stages == ["load", "observe", "trace", "simplify", "convert", "build", "verify", "place"]
     assert "model.fp16.rtx, fp16" in exported.output
-    assert exported.output.count("32x48") == 3 * 2
+    assert exported.output.count("16x64") == 3 * 2
 
 
 def test_the_manifest_describes_every_artefact_with_its_checksum(exported: Exported):
@@ -73,7 +74,7 @@ def test_the_manifest_describes_network_profile_versions_and_agreement(exported:
     assert (manifest.patch_size, manifest.image_size, manifest.opset) == (8, 64, 20)
     assert manifest.backbone == "ViT with patch 8, width 64, depth 4, 4 heads"
     assert manifest.profile == Profile(
-        min=Shape(batch=1, height=32, width=32),
+        min=Shape(batch=1, height=16, width=16),  # the shortest side of the run's sizes
         opt=Shape(batch=1, height=64, width=64),
         max=Shape(batch=8, height=128, width=128),
     )
@@ -83,6 +84,8 @@ def test_the_manifest_describes_network_profile_versions_and_agreement(exported:
     assert manifest.versions["onnxruntime"] == onnxruntime.__version__
     assert manifest.versions["tensorrt_rtx"] == tensorrt_rtx.__version__
     assert manifest.versions.keys() >= {"timm", "onnx"}
+    assert (manifest.sizes, manifest.size_scores) == (network_sizes(64, 8), None)
+    assert {(parity.shape.height, parity.shape.width) for parity in manifest.parity} == {(16, 64), (64, 16), (64, 64)}
     assert {parity.file for parity in manifest.parity} == {"model.onnx", "model.fp16.onnx", "torch-fp16"}
     assert len(manifest.parity) == 3 * 6
     assert all(parity.mask_agreement >= 0.997 for parity in manifest.parity)
@@ -304,7 +307,7 @@ def test_weights_of_something_else_are_refused(run_folder: Path, tmp_path: Path,
     [
         (["--opt", "1x60"], "--opt has the height 60, which is not a multiple of the patch size 8; give 56 or 64"),
         (["--max", "8x64x100"], "--max has the width 100, which is not a multiple of the patch size 8; give 96 or 104"),
-        (["--max", "8x56"], "the height of --min, --opt, --max is 32, 64, 56; give them in rising order"),
+        (["--max", "8x56"], "the height of --min, --opt, --max is 16, 64, 56; give them in rising order"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(

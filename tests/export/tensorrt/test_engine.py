@@ -15,13 +15,14 @@ from onnx import TensorProto, helper
 from small_run import Exported
 
 from toco_core.errors import ExportError
+from toco_core.fitting import network_sizes
 from toco_core.manifest import Profile, Shape
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.onnx.file import require_precision
 from toco_export.tensorrt.builder import BuildOptions, EngineLibraryError, _configure, _network_flags, build_engine
 from toco_export.tensorrt.engine_report import EngineLayer, EngineReport, layers_of_inspector, layers_of_log
 
-PROFILE = resolve_profile(ExportConfig(), 64, 8)
+PROFILE, _ = resolve_profile(ExportConfig(), 8, network_sizes(64, 8))
 
 INSPECTOR_JSON = """{"Layers": [
  {"Name": "copy", "LayerType": "Reformat", "Inputs": [{"Name": "x", "Format/Datatype": "Row major linear FP32"}]},

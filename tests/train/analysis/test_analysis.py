@@ -59,10 +59,10 @@ def test_tokens_by_block_end_with_those_that_the_network_uses(tiny_model):
     assert by_block[0].shape == (2, 48, 2, 3)
 
 
-def test_the_similarity_of_the_last_column_is_the_one_that_evaluation_reports(subject, samples):
+def test_the_similarity_of_the_last_column_is_that_of_predictions_at_the_square(subject, samples):
     done = []
     found = similarity_by_block(subject, samples, 2, done.append)
-    predictions = predict(subject.model, samples, (1.0,), 1)
+    predictions = predict(subject.model, samples, (1.0,), 1, sizes=[(64, 64)])
     assert found.values.shape == (3, 5)
     assert found.values[:, -1] == pytest.approx([prediction.token_similarity for prediction in predictions], rel=1e-5)
     assert found.mean[-1] == pytest.approx(found.values[:, -1].mean())
@@ -84,7 +84,7 @@ def test_every_point_lies_in_a_token():
 
 
 def test_the_place_that_is_not_chosen_is_where_the_cams_are_strongest(subject, samples):
-    cam = next(predict(subject.model, samples[:1], (1.0,), 1)).cam.amax(dim=0)
+    cam = next(predict(subject.model, samples[:1], (1.0,), 1, sizes=[(64, 64)])).cam.amax(dim=0)
     place = look_at([subject], samples[0], None)
     row, column = token_at(place.point, *cam.shape)
     assert cam[row, column] == cam.max()

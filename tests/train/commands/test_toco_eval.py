@@ -77,6 +77,28 @@ def test_settings_change_the_segmentation_alone_and_stand_beside_each_other(run)
     assert train["num_images"] == 32
 
 
+def test_the_published_protocol_is_own_size_three_scales_and_flips_unless_a_flag_says_otherwise(run, shapes):
+    for image in (shapes / "JPEGImages").iterdir():  # lying images, which are seen at another size when served
+        Image.open(image).crop((0, 0, 64, 36)).save(image)
+    for mask in (shapes / "SegmentationClass").iterdir():
+        save_mask(mask, np.array(Image.open(mask))[:36])
+    published = ["--protocol", "published"]
+    for flags in ([], published, [*published, "--scales", "1", "--no-flip"]):
+        assert main([str(run), *flags]) == 0
+    names = ("val", "val-own-size-1-1.25-1.5-flip", "val-own-size")
+    served, full, plain = (json.loads((run / "evaluation" / f"{name}.json").read_text()) for name in names)
+    settings = [(r["settings"]["own_size"], r["settings"]["scales"], r["settings"]["flip"])
+                for r in (served, full, plain)]  # fmt: skip
+    assert settings == [(False, [1.0], False), (True, [1.0, 1.25, 1.5], True), (True, [1.0], False)]
+    assert served["settings"]["sizes"] == [[16, 64], [32, 64], [48, 64], [64, 16], [64, 32], [64, 48], [64, 64]]
+    assert full["settings"]["sizes"] == []
+    assert served["confusion"]["seg"] == plain["confusion"]["seg"], "36 rows are 2 patches either way: 32"
+    assert full["confusion"]["seg"] != plain["confusion"]["seg"]
+    assert any(note.startswith("size: the network saw each image at its own size") for note in full["notes"])
+    assert any(note.endswith("(height x width, in pixels): 16x64, 32x64, 48x64, 64x16, 64x32, 64x48, 64x64.")
+               for note in served["notes"])  # fmt: skip
+
+
 @needs_crf
 def test_a_crf_changes_the_masks(run, tmp_path):
     out = tmp_path / "elsewhere"
@@ -162,7 +184,7 @@ def test_the_table_of_many_classes_fits_80_columns(num_classes):
 def test_a_full_disk_leaves_the_report_that_was_there(tmp_path, monkeypatch):
     report = EvaluationReport(
         _evaluation(3), run=tmp_path, data=tmp_path, split="val", classes=("a", "b|c"), cam_scales=(1.0,),
-        background=0.5, segment=SegmentConfig(), crf=False,
+        background=0.5, segment=SegmentConfig(), sizes=((64, 64),), crf=False,
     )  # fmt: skip
     paths = report.write(tmp_path / "out")
     assert "b\\|c" in paths[1].read_text()

@@ -17,14 +17,13 @@ from toco_core.palette import VOC_PALETTE
 from toco_train.commands import label as label_cli
 from toco_train.commands.label import main
 from toco_train.config import ContrastConfig, TrainConfig
-from toco_train.data.source import Sample
 from toco_train.inference import label_folder
-from toco_train.inference import pseudo_labels as labelling
 from toco_train.inference.predict import Prediction
 from toco_train.inference.pseudo_labels import LabelConfig, Labeller
 from toco_train.method.par import PixelAdaptiveRefinement
 from toco_train.method.pseudo_label import refine_label
 from toco_train.models.toco import ToCo
+from toco_train.models.vit import Backbone
 
 CLASSES = ("turtle", "crab", "camera", "gift", "daisy", "grape")
 
@@ -78,13 +77,12 @@ def prediction(cam=(), tags=(), seg_logits=None, size=(64, 64), image=None):
 
 
 @pytest.fixture
-def made(monkeypatch, tiny_model):
+def made(tiny_model):
     """Return a function from a prediction and settings to its pseudo label."""
 
     def make(given, **settings):
-        monkeypatch.setattr(labelling, "predict", lambda *_: iter([given]))
-        config = LabelConfig(**{"scales": (1.0,), "refine": "none", **settings})
-        return Labeller(tiny_model, config)(Sample("x", None, given.labels))
+        config = LabelConfig(**{"scales": (1.0,), "refine": "none", "low": 0.25, "high": 0.7, **settings})
+        return Labeller(tiny_model, config).label(given)
 
     return make
 
@@ -216,6 +214,41 @@ def test_the_colours_of_the_data_are_those_of_masks_classes_and_sheet(run, shape
     with Image.open(out / "contact_sheet.png") as sheet:
         shown = set(map(tuple, np.asarray(sheet.convert("RGB")).reshape(-1, 3).tolist()))
     assert {tuple(colour) for colour in colours[1:]} <= shown, "the legend's squares"
+
+
+@pytest.mark.usefixtures("no_sheet")
+@pytest.mark.parametrize("maps", ["cam", "seg"])
+def test_a_label_takes_one_pass_for_each_scale_and_flip(run, shapes, tmp_path, monkeypatch, maps):
+    passes, forward = [], Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, images: passes.extend(images) or forward(self, images))
+    flags = ["--split", "val", "--from", maps, "--refine", "none"]
+    assert main([str(run), str(shapes), str(tmp_path / "out"), *flags]) == 0
+    assert len(passes) == 6 * 8, "three scales, each with its flip, of 8 images"
+
+
+@pytest.mark.usefixtures("no_sheet")
+def test_thresholds_are_the_runs_and_a_flag_beats_them(run, shapes, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["cam"] |= {"low": 0.3, "high": 0.45}
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copyfile(run / "model.safetensors", own / "model.safetensors")
+    assert label(own, shapes, tmp_path / "out", "--high", "0.6") == 0
+    settings = json.loads((tmp_path / "out" / "labels.json").read_text())["settings"]
+    assert (settings["low"], settings["high"]) == (0.3, 0.6)
+
+
+@pytest.mark.usefixtures("no_sheet")
+def test_labels_at_other_sizes_are_not_mixed(run, shapes, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert label(run, shapes, out) == 0
+    record = json.loads((out / "labels.json").read_text())
+    assert record["sizes"] == [[16, 64], [32, 64], [48, 64], [64, 16], [64, 32], [64, 48], [64, 64]]
+    (out / "labels.json").write_text(json.dumps(record | {"sizes": [[64, 64]]}))
+    assert "holds labels made with sizes [[64, 64]], not [[16, 64]" in refusal(
+        capsys, run, shapes, out, "--split", "val", "--scales", "1"
+    )
 
 
 @pytest.mark.usefixtures("no_sheet")

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from tests.train.method.test_crf import needs_crf
 from toco_train.data.source import Sample
-from toco_train.inference.predict import Prediction, SegmentConfig, label_map, mean_token_similarity, predict, resized
+from toco_train.inference.predict import (
+    PROTOCOLS,
+    Prediction,
+    SegmentConfig,
+    label_map,
+    mean_token_similarity,
+    predict,
+    resized,
+)
 from toco_train.method.cam import multi_scale_cam
 from toco_train.method.pseudo_label import label_from_cam
 
@@ -27,10 +35,14 @@ def samples(tmp_path):
     return found
 
 
-def _inputs(model, sample):
-    """Return the network's input of an image, [1, 3, 64, 64]."""
-    square = Image.open(sample.image).resize((64, 64), resample=Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None] / 255
+FITTED = {"a": (48, 64), "b": (64, 64), "c": (64, 16)}  # of 16, 32, 48 and 64 px beside 64: 1.5 is nearest to 4/3
+
+
+def _inputs(model, sample, size=None):
+    """Return the network's input of an image, [1, 3, h, w], at the size that it is fitted to or another."""
+    height, width = size or FITTED[sample.name]
+    fitted = Image.open(sample.image).resize((width, height), resample=Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.config.mean, model.config.std))
     return (pixels - mean) / std
 
@@ -66,8 +78,8 @@ def test_several_scales_with_flips_are_the_largest_of_the_sums_of_flip_pairs(tin
     config = SegmentConfig(scales=(1.0, 1.25, 1.5), flip=True)
     prediction = next(predict(tiny_model, samples[:1], (1.0,), 1, config))
     images, found = _inputs(tiny_model, samples[0]), []
-    for side in (64, 80, 96):
-        scaled = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+    for size in ((48, 64), (64, 80), (64, 96)):  # 1.25 and 1.5 times the fitted size, rounded to patches of 16
+        scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         both = [tiny_model.segment(scaled), tiny_model.segment(scaled.flip(-1))]
         full = [F.interpolate(b, size=(30, 45), mode="bilinear", align_corners=False) for b in both]
         found.append(full[0] + full[1].flip(-1))
@@ -94,6 +106,65 @@ def test_a_prediction_does_not_depend_on_what_else_is_in_its_batch(tiny_model, s
         torch.testing.assert_close(one.cam, other.cam, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.seg_logits, other.seg_logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.class_scores, other.class_scores, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def batches(tiny_model, monkeypatch):
+    """Sizes of the batches that the backbone is asked for, each ``(B, H, W)``, in order."""
+    asked = []
+    forward = type(tiny_model.backbone).forward
+    monkeypatch.setattr(
+        type(tiny_model.backbone),
+        "forward",
+        lambda self, images: asked.append((len(images), *images.shape[2:])) or forward(self, images),
+    )
+    return asked
+
+
+def test_images_of_one_size_run_together_and_come_back_in_order(tiny_model, samples, batches):
+    mixed = [samples[index] for index in (0, 1, 0, 2, 1, 0)]
+    found = list(predict(tiny_model, mixed, (), 5))
+    assert batches == [(2, 48, 64), (2, 64, 64), (1, 64, 16), (1, 48, 64)]
+    assert [prediction.size for prediction in found] == [(30, 45), (64, 64), (30, 45), (81, 20), (64, 64), (30, 45)]
+    torch.testing.assert_close(found[0].class_scores, found[5].class_scores, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(found[0].class_scores, found[1].class_scores)
+
+
+def test_maps_have_the_fitted_size_and_masks_the_images_own(tiny_model, samples):
+    for sample, prediction in zip(samples, predict(tiny_model, samples, (1.0, 0.5), 3), strict=True):
+        height, width = FITTED[sample.name]
+        assert prediction.cam.shape == prediction.aux_cam.shape == (len(sample.labels), height, width)
+        assert prediction.seg_logits[0].shape == (6, height // 16, width // 16)
+        masks = (prediction.seg_mask(), prediction.cam_mask(prediction.cam, 0.5))
+        assert {tuple(mask.shape) for mask in masks} == {prediction.size}
+
+
+def test_without_scales_no_cam_is_made(tiny_model, samples, batches):
+    prediction = next(predict(tiny_model, samples[:1], (), 1))
+    assert prediction.cam.shape == prediction.aux_cam.shape == (0, 48, 64)
+    assert batches == [(1, 48, 64)]
+
+
+def test_the_sizes_of_a_run_are_used_and_others_may_be_given(tiny_model, samples):
+    tiny_model.config = tiny_model.config.model_copy(update={"sizes": ((32, 64), (64, 32))})
+    shapes = [prediction.cam.shape[1:] for prediction in predict(tiny_model, samples, (1.0,), 3)]
+    assert shapes == [(32, 64), (32, 64), (64, 32)]
+    assert next(predict(tiny_model, samples, (1.0,), 1, sizes=[(64, 64)])).cam.shape[1:] == (64, 64)
+
+
+@torch.no_grad()
+def test_the_published_protocol_sees_images_at_their_own_size_at_three_scales_with_flips(tiny_model, samples, batches):
+    prediction = next(predict(tiny_model, samples[:1], (), 1, PROTOCOLS["published"]))
+    own = [(32, 48), (32, 64), (48, 64)]  # of 30 x 45: 32 x 48 and 1.25 and 1.5 times that, rounded to patches of 16
+    assert sorted(batches) == sorted((1, *size) for size in own for _ in range(2))
+    images, found = _inputs(tiny_model, samples[0], (32, 48)), []
+    for size in own:
+        scaled = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        both = [tiny_model.segment(scaled), tiny_model.segment(scaled.flip(-1))]
+        full = [F.interpolate(b, size=(30, 45), mode="bilinear", align_corners=False) for b in both]
+        found.append(full[0] + full[1].flip(-1))
+    expected = torch.stack(found).amax(dim=0)[0].argmax(dim=0)
+    assert (prediction.seg_mask() == expected).float().mean() > 0.999
 
 
 def test_class_scores_are_the_probabilities_of_both_heads(tiny_model, samples):

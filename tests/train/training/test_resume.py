@@ -24,6 +24,7 @@ from tests.train.small_runs import (
 )
 from toco_train.commands.display import TrainingDisplay
 from toco_train.commands.train import main
+from toco_train.inference import predict
 from toco_train.training import validation
 
 
@@ -216,6 +217,44 @@ def test_the_best_network_is_that_of_the_evaluation_with_the_highest_segmentatio
     best = tensors(run / "best" / "model.safetensors")
     assert all((best[name] == of_step_2[f"model.{name}"]).all() for name in best)
     assert f"0.600 at step 2, kept as the run {run}/best" in capsys.readouterr().out
+
+
+def test_a_run_says_which_sizes_its_scores_are_of_and_one_that_does_not_is_resumed(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(patch, "stepped", signal.SIGINT, when=lambda step, _: step == 2)
+        assert train(data, run, model__sizes="[[64, 64]]") == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    sizes = config["model"].pop("sizes")
+    assert sizes == [[8, 32], [16, 32], [24, 32], [32, 8], [32, 16], [32, 24], [32, 32]]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["--resume", "--out", str(run)]) == 0
+    for folder in (run, run / "best"):
+        assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["sizes"] == sizes
+
+
+def test_an_evaluation_reads_each_image_once_and_draws_some_of_what_it_scored(data, tmp_path, monkeypatch):
+    read, rows, read_image = [], [], predict.read_image
+    monkeypatch.setattr(predict, "read_image", lambda path: read.append(path.name) or read_image(path))
+    monkeypatch.setattr(
+        "toco_train.training.run_folder.save_grid",
+        lambda path, drawn, titles, *_, **__: rows.append((len(drawn), titles)) or path.write_bytes(b"a grid"),
+    )
+    assert train(data, tmp_path / "run", steps=1, evaluation__every=1, evaluation__max_images=0) == 0
+    assert len(read) == len(set(read)) == 3
+    assert rows == [(3, ("image", "aux CAM", "CAM", "predicted mask", "truth"))]
+
+
+def test_without_masks_images_are_drawn_all_the_same(data, tmp_path, monkeypatch):
+    rows = []
+    copy = shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(copy / "SegmentationClass")
+    monkeypatch.setattr(
+        "toco_train.training.run_folder.save_grid",
+        lambda path, drawn, titles, *_, **__: rows.append((len(drawn), titles)) or path.write_bytes(b"a grid"),
+    )
+    assert train(copy, tmp_path / "run", steps=1, evaluation__every=1, evaluation__max_images=0) == 0
+    assert rows == [(3, ("image", "aux CAM", "CAM", "predicted mask"))]
 
 
 def test_tensorboard_shows_every_step_once(data, tmp_path, monkeypatch):

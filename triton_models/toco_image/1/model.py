@@ -4,8 +4,8 @@ Both come as pixels, as PNG (outputs ``mask_png`` and ``confidence_png``), the m
 whichever the request names.
 Decodes, resizes to one of a few fixed sizes (so that images of different sizes batch together), asks the model
 ``toco``, and resizes the answer back. Bytes and pixels are bounded before anything is decoded. Of this project it
-imports ``rgb`` and ``rle`` alone, copies of which lie beside it: it runs inside NVIDIA's container, where only numpy
-and Pillow are installed.
+imports ``fitting``, ``rgb`` and ``rle`` alone, copies of which lie beside it: it runs inside NVIDIA's container, where
+only numpy and Pillow are installed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
+from fitting import fit_to_network, nearest_size
 from PIL import Image
 from rgb import UPRIGHT, RefusedImageError, open_image, orientation, to_rgb
 from rle import encode_rle
@@ -89,18 +90,12 @@ def upright_at_bucket(image: Image.Image, buckets: list[tuple[int, int]]) -> tup
     turn = UPRIGHT.get(orientation(image))
     turned = turn in {UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]}
     size = image.size[::-1] if turned else image.size
-    height, width = nearest_bucket(size, buckets)
+    bucket = nearest_size(size[::-1], buckets)
     # A JPEG decodes at 1/2, 1/4 or 1/8 of its size for a fraction of the time; twice the bucket keeps the detail.
-    scale = 2 * max(width, height) / max(size)
+    scale = 2 * max(bucket) / max(size)
     image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-    small = to_rgb(image).resize((height, width) if turned else (width, height), Image.Resampling.BILINEAR)
+    small = fit_to_network(to_rgb(image), [bucket[::-1] if turned else bucket])
     return np.asarray(small if turn is None else small.transpose(turn)), size
-
-
-def nearest_bucket(size: tuple[int, int], buckets: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the ``(height, width)`` of the bucket whose aspect ratio is closest to that of ``(width, height)``."""
-    aspect = math.log(size[0] / size[1])
-    return min(buckets, key=lambda bucket: abs(math.log(bucket[1] / bucket[0]) - aspect))
 
 
 def output(reply: Any, name: str, size: tuple[int, int]) -> Any:
