@@ -24,7 +24,6 @@ from tests.train.small_runs import (
 )
 from toco_train.commands.display import TrainingDisplay
 from toco_train.commands.train import main
-from toco_train.inference import predict
 from toco_train.training import validation
 
 
@@ -231,30 +230,6 @@ def test_a_run_says_which_sizes_its_scores_are_of_and_one_that_does_not_is_resum
     assert main(["--resume", "--out", str(run)]) == 0
     for folder in (run, run / "best"):
         assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["sizes"] == sizes
-
-
-def test_an_evaluation_reads_each_image_once_and_draws_some_of_what_it_scored(data, tmp_path, monkeypatch):
-    read, rows, read_image = [], [], predict.read_image
-    monkeypatch.setattr(predict, "read_image", lambda path: read.append(path.name) or read_image(path))
-    monkeypatch.setattr(
-        "toco_train.training.run_folder.save_grid",
-        lambda path, drawn, titles, *_, **__: rows.append((len(drawn), titles)) or path.write_bytes(b"a grid"),
-    )
-    assert train(data, tmp_path / "run", steps=1, evaluation__every=1, evaluation__max_images=0) == 0
-    assert len(read) == len(set(read)) == 3
-    assert rows == [(3, ("image", "aux CAM", "CAM", "predicted mask", "truth"))]
-
-
-def test_without_masks_images_are_drawn_all_the_same(data, tmp_path, monkeypatch):
-    rows = []
-    copy = shutil.copytree(data, tmp_path / "data")
-    shutil.rmtree(copy / "SegmentationClass")
-    monkeypatch.setattr(
-        "toco_train.training.run_folder.save_grid",
-        lambda path, drawn, titles, *_, **__: rows.append((len(drawn), titles)) or path.write_bytes(b"a grid"),
-    )
-    assert train(copy, tmp_path / "run", steps=1, evaluation__every=1, evaluation__max_images=0) == 0
-    assert rows == [(3, ("image", "aux CAM", "CAM", "predicted mask"))]
 
 
 def test_tensorboard_shows_every_step_once(data, tmp_path, monkeypatch):
