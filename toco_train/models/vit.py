@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -162,6 +162,11 @@ class Backbone(nn.Module):
             patches = _cubic(self.grid_size[0], rows, patches) @ patches.flatten(1)
             patches = _cubic(self.grid_size[1], columns, patches) @ patches.view(rows, -1, self.width)
         return torch.cat([embedding[:, :1], patches.view(1, -1, self.width)], dim=1)
+
+
+def scaled_sides(sides: Sequence[int], scale: float, patch_size: int) -> torch.Size:
+    """Return image sides times a scale, each rounded to a multiple of the patch size, at least one patch."""
+    return torch.Size(max(1, round(side * scale / patch_size)) * patch_size for side in sides)
 
 
 def _cubic(number: int, size: int, like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tests.train.method.literal_step import Settings, literal_losses
 from toco_train.config import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig
 from toco_train.data.loader import Batch
 from toco_train.method import objective as step_module
+from toco_train.method.cam import MaskedCam
 from toco_train.method.objective import ToCoObjective
 from toco_train.models.published_weights import _published_name, load_published_weights
 from toco_train.models.toco import ToCo
@@ -171,15 +172,16 @@ class Step:
         """Put something else in the place of a function that the objective calls."""
         self.monkeypatch.setattr(step_module, name, change(getattr(step_module, name)))
 
-    def ignore_boxes_in(self, method: str) -> None:
-        """Take all of each image for image in one method of the objective."""
-        original = getattr(self.objective, method)
+    def ignore_boxes_in(self, name: str) -> None:
+        """Take all pixels for image in one function that reads the CAM."""
 
-        def call(*args: Any) -> Tensor:
-            *others, batch = args
-            return original(*others, replace(batch, boxes=WHOLE))
+        def change(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any) -> Tensor:
+                return function(*(replace(a, inside=a.inside | True) if isinstance(a, MaskedCam) else a for a in args))
 
-        self.monkeypatch.setattr(self.objective, method, call)
+            return call
+
+        self.wrap(name, change)
 
     def losses(self) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -188,10 +190,11 @@ class Step:
 
 
 WHOLE = torch.tensor([[0, SIZE, 0, SIZE]] * 3)
+_max_pool = F.max_pool2d
 LABELS = {"ptc", "seg", "reg"}  # of the CAM, the local crops see regions alone, and small changes leave these
 SABOTAGES: dict[str, tuple[Callable[[Step], None], set[str]]] = {
     # parts of the wiring, and the losses that must change without them
-    "normalisation": (lambda s: s.monkeypatch.setattr(ToCoObjective, "normalise", lambda _, x: x / 255), {*LOSSES}),
+    "normalisation": (lambda s: s.monkeypatch.setattr(ToCoObjective, "normalize", lambda _, x: x / 255), {*LOSSES}),
     "flipped images in the CAM": (lambda s: s.monkeypatch.setattr(Tensor, "flip", lambda x, *_: x), LABELS),
     "scales of the CAM": (lambda s: s.configure(cam=CAM.model_copy(update={"scales": (1.0,)})), LABELS),
     "low threshold": (lambda s: s.configure(cam=CAM.model_copy(update={"low": 0.1})), LABELS | {"ctc"}),
@@ -213,15 +216,18 @@ SABOTAGES: dict[str, tuple[Callable[[Step], None], set[str]]] = {
         LABELS | {"ctc"},
     ),
     "boxes": (lambda s: s.feed(boxes=WHOLE), {"ptc", "seg", "reg"}),
-    "boxes in PTC": (lambda s: s.ignore_boxes_in("_patch_token_contrast"), {"ptc"}),
-    "boxes in the pseudo label": (lambda s: s.ignore_boxes_in("_pseudo_label"), {"seg"}),
+    "boxes in PTC": (lambda s: s.ignore_boxes_in("three_way_label"), {"ptc"}),
+    "boxes in the pseudo label": (lambda s: s.ignore_boxes_in("refine_label"), {"seg"}),
     "boxes in the dense energy": (
         lambda s: s.wrap(
             "dense_energy_loss", lambda f: lambda i, p, lab, v, **k: f(i, p, lab, torch.ones_like(v), **k)
         ),
         {"reg"},
     ),
-    "boxes in whole tokens": (lambda s: s.objective._to_whole_tokens.zero_(), {"ptc"}),
+    "boxes in whole tokens": (
+        lambda s: s.monkeypatch.setattr(F, "max_pool2d", lambda x, side: -_max_pool(-x, side)),
+        {"ptc"},
+    ),
     "unknown pairs of PTC": (
         lambda s: s.wrap("token_affinity", lambda f: lambda labels: f(labels).clamp(max=1)),
         {"ptc"},
