@@ -26,7 +26,7 @@ from toco_train.training.callback import TrainingCallback
 from toco_train.training.checkpoint import Progress, TrainState
 from toco_train.training.cuda_graph import ForwardBackward, GraphedStep
 from toco_train.training.nonfinite import PendingStep, measure, raise_if_nonfinite, skip_nonfinite_update
-from toco_train.training.optimizer import build_optimizer, build_schedule
+from toco_train.training.optimizer import build_optimizer
 from toco_train.training.run_folder import RunFolder
 from toco_train.training.schedule import build_schedule
 from toco_train.training.signals import StopSignals
