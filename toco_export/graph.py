@@ -11,6 +11,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toco_train.models.normalize import normalize_images
 from toco_train.models.toco import ToCo
 from toco_train.models.vit import Backbone
 
@@ -22,7 +23,7 @@ class ServedModel(nn.Module):
     """A trained network as the contract serves it: RGB bytes in, labels and confidence out.
 
     The very first operation makes floats of bytes and the very last ones make bytes again: TensorRT takes uint8 only
-    at a network's edge, and only there. Normalisation is the training package's, operation for operation. All before
+    at a network's edge, and only there. Normalisation is the training package's. All before
     and after ``model.segment`` is fp32, whatever the network's layers compute in.
 
     Args:
@@ -45,7 +46,7 @@ class ServedModel(nn.Module):
             ImageSizeError: H or W is not a multiple of the patch size P.
         """
         pixels = image.to(torch.float32).permute(0, 3, 1, 2)
-        return self.model.segment((pixels / 255 - self.mean) / self.std).to(torch.float32)
+        return self.model.segment(normalize_images(pixels, self.mean, self.std)).to(torch.float32)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Label every pixel.

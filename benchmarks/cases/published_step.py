@@ -26,11 +26,12 @@ from toco_core.palette import IGNORE_INDEX
 from toco_train.config import CamConfig, ContrastConfig, LossWeights, Phase, RegularizationConfig
 from toco_train.data.loader import Batch
 from toco_train.kernels.token_linear import TokenLinear
-from toco_train.method.cam import multi_scale_cam, valid_cam
+from toco_train.method.cam import MaskedCam, inside_boxes, mask_cam, multi_scale_cam
 from toco_train.method.local_crops import local_crops
 from toco_train.method.losses import balanced_segmentation_loss, class_token_contrast, classification_loss
 from toco_train.method.objective import Losses, ToCoObjective
-from toco_train.method.pseudo_label import inside_boxes, roi_mask
+from toco_train.method.pseudo_label import roi_mask
+from toco_train.models.normalize import unit_range
 from toco_train.models.toco import ToCo, ToCoOutput
 
 
@@ -64,8 +65,11 @@ class PlainTokenContrast(ToCoObjective):
 
     def forward(self, batch: Batch, phase: Phase) -> Losses:
         """Compute the losses; of the phase only ``pseudo_label`` is read, and none but the energy is ever left out."""
-        images, labels = self.normalise(batch.view1), batch.image_labels
-        cam, aux_cam = multi_scale_cam(self.model, images, self._cam.scales)
+        pixels, labels = batch.view1.float(), batch.image_labels
+        images, inside = self.normalize(pixels), inside_boxes(batch.boxes, *pixels.shape[-2:])
+        cam, aux_cam = (
+            mask_cam(maps, labels, inside) for maps in multi_scale_cam(self.model, images, self._cam.scales)
+        )
         output: ToCoOutput = self.model(images)
         pseudo_label = self._agreed_label(cam if phase.pseudo_label == "cam" else aux_cam, batch)
         logits = F.interpolate(
@@ -74,27 +78,26 @@ class PlainTokenContrast(ToCoObjective):
         parts = {
             "cls": classification_loss(output.class_logits.float(), labels),
             "aux_cls": classification_loss(output.aux_class_logits.float(), labels),
-            "ptc": self._patch_token_contrast(output.patch_tokens, aux_cam, labels, batch),
-            "ctc": self._class_token_contrast(output.cls_token, aux_cam, labels, batch),
+            "ptc": self._patch_token_contrast(output.patch_tokens, aux_cam),
+            "ctc": self._class_token_contrast(output.cls_token, aux_cam, batch),
             "seg": balanced_segmentation_loss(logits, pseudo_label),
         }
         if self._weights.reg:
-            parts["reg"] = self._dense_energy(logits, pseudo_label, batch)
+            parts["reg"] = self._dense_energy(pixels, logits, pseudo_label, inside)
         return self._weighted(parts)
 
-    def _class_token_contrast(self, cls_token: Tensor, aux_cam: Tensor, present: Tensor, batch: Batch) -> Tensor:
-        """Contrast the views, each from a pass of its own; ``cls_token`` is not used."""
+    def _class_token_contrast(self, cls_token: Tensor, aux_cam: MaskedCam, batch: Batch) -> Tensor:
+        """Contrast the views, each from a forward pass of its own; ``cls_token`` is not used."""
         config = self._contrast
-        roi = roi_mask(aux_cam, present, self._cam.low, self._cam.high)
         crops, positive = local_crops(
-            self.normalise(batch.local),
-            roi,
+            self.normalize(batch.local),
+            roi_mask(aux_cam, self._cam.low, self._cam.high),
             batch.seeds,
             num_crops=config.num_local_crops,
             crop_size=config.local_crop_size,
             negative_ratio=config.negative_ratio,
         )
-        global_views = torch.cat([self.normalise(batch.view1), self.normalise(batch.view2)])
+        global_views = torch.cat([self.normalize(batch.view1), self.normalize(batch.view2)])
         with torch.no_grad():
             teacher = self.model.teacher_projection(self.model.backbone(global_views).cls_token)
         whole = self.model.backbone(global_views).cls_token.unflatten(0, (2, -1)).transpose(0, 1)
@@ -105,23 +108,21 @@ class PlainTokenContrast(ToCoObjective):
             student, teacher.unflatten(0, (2, -1)).transpose(0, 1), positive, config.temperature
         )
 
-    def _agreed_label(self, cam: Tensor, batch: Batch) -> Tensor:
+    def _agreed_label(self, cam: MaskedCam, batch: Batch) -> Tensor:
         """Refine once with each threshold and keep what the two runs agree on."""
         cautious, generous = (self._refined(cam, batch, threshold) for threshold in (self._cam.high, self._cam.low))
         label = torch.where(cautious > 0, cautious, torch.where(generous > 0, IGNORE_INDEX, 0))
-        return torch.where(inside_boxes(batch.boxes, *label.shape[-2:]), label, IGNORE_INDEX)
+        return torch.where(cam.inside, label, IGNORE_INDEX)
 
     @torch.no_grad()
-    def _refined(self, cam: Tensor, batch: Batch, background: float) -> Tensor:
+    def _refined(self, cam: MaskedCam, batch: Batch, background: float) -> Tensor:
         """Return the refined label of each image for one background score, int64 ``[B, H, W]``."""
-        height, width = cam.shape[-2:]
+        height, width = cam.maps.shape[-2:]
         half = (height // 2, width // 2)
         labels = []
-        for image, maps, image_labels in zip(
-            batch.view1[:, None], valid_cam(cam, batch.image_labels)[:, None], batch.image_labels, strict=True
-        ):
-            present = image_labels.nonzero().flatten()
-            small_image = F.interpolate(image.float() / 255, size=half, mode="bilinear", align_corners=False)
+        for image, maps, known in zip(batch.view1[:, None], cam.maps[:, None], cam.present, strict=True):
+            present = known.nonzero().flatten()
+            small_image = F.interpolate(unit_range(image), size=half, mode="bilinear", align_corners=False)
             scores = F.interpolate(maps[:, present], size=half, mode="bilinear", align_corners=False)
             scores = F.pad(scores, (0, 0, 0, 0, 1, 0), value=background)
             refined = self.refinement(small_image, scores.softmax(dim=1))

@@ -27,7 +27,7 @@ from toco_train.data.augmentation import Augmentation
 from toco_train.data.loader import Batch, training_batches
 from toco_train.method.objective import Losses, ToCoObjective
 from toco_train.models.toco import ToCo
-from toco_train.training.cuda_graph import GraphedStep, TakeStep
+from toco_train.training.cuda_graph import ForwardBackward, GraphedStep
 from toco_train.training.optimizer import build_optimizer
 
 Schedule = Literal["plain", "ours"]
@@ -71,9 +71,9 @@ class TrainingRun:
         if variant.compiled:
             self.model.backbone.compile_blocks()
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self._take: TakeStep = self._forward_and_backward
+        self._forward_backward: ForwardBackward = self._losses_and_gradients
         if variant.graphed:
-            self._take = GraphedStep(self._forward_and_backward, self.model.parameters())
+            self._forward_backward = GraphedStep(self._losses_and_gradients, self.model.parameters())
 
     def forward(self, batch: Batch | None = None, phase: Phase = ALL_LOSSES) -> Losses:
         """Compute the losses."""
@@ -84,7 +84,7 @@ class TrainingRun:
             losses: Losses = self.objective(batch or self._batch, phase)
         return losses
 
-    def _forward_and_backward(self, batch: Batch, phase: Phase) -> Losses:
+    def _losses_and_gradients(self, batch: Batch, phase: Phase) -> Losses:
         losses = self.forward(batch, phase)
         torch.autograd.backward(losses.total)
         return replace(losses, total=losses.total.detach())
@@ -98,7 +98,7 @@ class TrainingRun:
     def step(self) -> None:
         """Run one whole step."""
         with tensor_float32(self.variant.precision == "tf32"):
-            self._take(self._batch, ALL_LOSSES)
+            self._forward_backward(self._batch, ALL_LOSSES)
             self.update()
 
 

@@ -23,7 +23,9 @@ from toco_core.images import read_image
 from toco_train.data.source import Sample
 from toco_train.method.cam import multi_scale_cam
 from toco_train.method.crf import CAM_CRF, SEGMENTATION_CRF, CrfConfig, dense_crf
+from toco_train.models.normalize import normalize_images
 from toco_train.models.toco import ToCo
+from toco_train.models.vit import scaled_sides
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.25, 4.0
 MAX_CRF_PIXELS = 2**20
@@ -273,7 +275,7 @@ def network_inputs(
     """
     pixels = np.stack([np.asarray(fit_to_network(image, [size])) for image in images])
     centre, width = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-    return (torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255 - centre) / width
+    return normalize_images(torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2), centre, width)
 
 
 @dataclass(frozen=True)
@@ -296,9 +298,9 @@ def _segment(model: ToCo, images: Tensor, logits_at_one: Tensor, config: Segment
     """Return the logits at each scale, ``[B, C + 1, h, w]``, summed with those of the flip if asked."""
     found = []
     for scale in config.scales:
-        sides = [max(1, round(side * scale / model.patch_size)) * model.patch_size for side in images.shape[-2:]]
         scaled = images
         if scale != 1:
+            sides = scaled_sides(images.shape[-2:], scale, model.patch_size)
             scaled = F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
         logits = logits_at_one if scale == 1 else model.segment(scaled)
         if config.flip:

@@ -21,6 +21,8 @@ from toco_core.palette import IGNORE_INDEX, UInt8Array
 from toco_train.data.source import Sample
 from toco_train.inference.predict import Prediction, SegmentConfig, label_map, predict, resized
 from toco_train.method.par import PixelAdaptiveRefinement
+from toco_train.method.pseudo_label import agree
+from toco_train.models.normalize import unit_range
 from toco_train.models.toco import ToCo
 
 MAX_REFINED_SIDE = 512
@@ -108,8 +110,9 @@ class Labeller:
     def _from_cam(self, prediction: Prediction) -> PseudoLabel:
         cautious, generous = self._cam_masks(prediction)
         unseen = any(not cam.any() for cam in prediction.cam)
-        background = torch.where(generous > 0, IGNORE_INDEX, IGNORE_INDEX if unseen else 0)
-        mask = torch.where(cautious > 0, cautious, background).to(torch.uint8)
+        mask = agree(cautious, generous).to(torch.uint8)
+        if unseen:
+            mask[mask == 0] = IGNORE_INDEX
         cams = dict(zip(prediction.labels, prediction.cam, strict=True))
         strongest = torch.zeros(prediction.size)
         for cam in prediction.cam:
@@ -151,7 +154,7 @@ class Labeller:
         assert self._par is not None
         height, width = maps.shape[1:]
         pil_image = np.asarray(prediction.image.resize((width, height), resample=Image.Resampling.BOX))
-        image = torch.from_numpy(pil_image.copy()).to(maps.device).permute(2, 0, 1).float() / 255
+        image = unit_range(torch.from_numpy(pil_image.copy()).to(maps.device).permute(2, 0, 1))
         refined: Tensor = self._par(image[None], maps[None])[0]
         return refined
 

@@ -1,1 +1,1 @@
-"""The same numbers, faster: Triton kernels for the GPU and a linear layer for the CPU."""
+"""Faster ways to the same numbers: Triton kernels for the GPU and a linear layer for the CPU."""

@@ -1,8 +1,9 @@
-"""Kernels of Triton for what PyTorch's own operations do slowly on a GPU: the dense energy's filter, and PAR.
+"""Triton kernels for the dense energy's filter and for PAR, which PyTorch's own operations compute slowly on a GPU.
 
-With PyTorch's operations the filter writes and reads its n x n weights several times over, and PAR launches some two
-thousand small kernels a step, for which the device waits. ``dense_energy.py`` and ``par.py`` hold the definitions and
-use these kernels where Triton works: it comes with PyTorch on Linux, and needs a C compiler and Python's headers.
+With PyTorch's operations the filter writes and reads its n x n weights several times, and PAR launches about two
+thousand small kernels a step, whose launches the device waits for. The definitions are in
+``toco_train/method/losses/dense_energy.py`` and ``toco_train/method/par.py``, which call these kernels if Triton works.
+Triton comes with PyTorch on Linux and needs a C compiler and Python's headers.
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_ROWS, _COLUMNS = 128, 64  # of the n x n weights that a program has in registers at a time
+_ROWS, _COLUMNS = 128, 64  # of the n x n weights that one program holds in registers at a time
 _LEAST_CHANNELS = 16  # of a product on tensor cores
 _AFFINITY_PIXELS, _AVERAGE_PIXELS = 256, 512  # of a program
 
 
 def runs_kernels(tensor: Tensor) -> bool:
-    """Tell whether the kernels can take a tensor: it is on a GPU, and Triton works there."""
+    """Return whether the kernels can be used on a tensor: it is on a GPU, and Triton works there."""
     return tensor.is_cuda and works_on(tensor.device)
 
 
 @functools.cache
 def works_on(device: torch.device) -> bool:
-    """Try a kernel on a device, once in a process; where it fails, log why: the operations are only slower."""
+    """Try a kernel on a device once per process; if it fails, log why and use PyTorch's slower operations."""
     pixel, offset = torch.ones(1, 1, 1, 1, device=device), torch.zeros(1, 2, dtype=torch.int32, device=device)
     try:
         neighbour_average(pixel, offset, pixel)
-    except Exception as error:  # Triton is missing, or finds no compiler, or does not know the GPU: all are its own
+    except (
+        Exception
+    ) as error:  # Triton is missing, finds no compiler, or does not support the GPU; each has its own error
         log.warning(
             "Triton does not work on %s (%s), so the dense energy and PAR run slowly; "
             "it takes a C compiler and Python's headers",
@@ -44,9 +47,9 @@ def works_on(device: torch.device) -> bool:
 
 
 def gaussian_filter(values: Tensor, points: Tensor) -> Tensor:
-    """Return ``values W`` with ``W_ij = 2 ** -|p_i - p_j|^2``, no part of which is ever in memory.
+    """Return ``values W`` with ``W_ij = 2 ** -|p_i - p_j|^2``, without writing W to memory.
 
-    Weights are float32; their product with the values takes each factor as a sum of TF32 numbers, which keeps about
+    Weights are float32. Their product with the values splits each factor into a sum of TF32 numbers, which has about
     the precision of float32 on tensor cores.
 
     Args:
@@ -92,7 +95,7 @@ def neighbour_affinity(
 
 
 def neighbour_average(maps: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted sum of each pixel's neighbours; beyond the edge the nearest pixel counts.
+    """Return the weighted sum of each pixel's neighbours; beyond the edge the nearest pixel is used.
 
     Args:
         maps: float32 ``[B, K, H, W]``.
@@ -112,7 +115,7 @@ def neighbour_average(maps: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
 
 
 def _kernels() -> Any:
-    """Import Triton when a kernel is first asked for: it takes a while."""
+    """Import Triton when a kernel is first used: the import is slow."""
     from toco_train.kernels import triton_kernels  # noqa: PLC0415
 
     return triton_kernels

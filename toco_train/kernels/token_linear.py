@@ -1,4 +1,4 @@
-"""The linear layers of a ViT, multiplied on a CPU by the faster of the two libraries that PyTorch brings."""
+"""The linear layers of a ViT, computed on a CPU by the faster of PyTorch's two libraries."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LEAST_PRODUCT = 200_000_000  # multiply-adds: with fewer, laying the weights out costs more than is gained
+_LEAST_PRODUCT = 200_000_000  # multiply-adds; below it, reordering the weights costs more than is gained
 
 
 class TokenLinear(nn.Linear):
-    """A linear layer that computes large float32 products on a CPU as 1x1 convolutions: the same, to rounding.
+    """A linear layer that computes large float32 products on a CPU as 1x1 convolutions; equal up to rounding.
 
-    PyTorch hands the products of ``nn.Linear`` to MKL, and convolutions to oneDNN, which was the faster on an AMD EPYC
-    with AVX2 (``benchmarks/training_step.py``, ``plain-fp32-onednn`` beside ``plain-fp32``).
+    PyTorch computes ``nn.Linear`` with MKL and convolutions with oneDNN, which was faster on an AMD EPYC with AVX2
+    (``benchmarks/training_step.py``, ``plain-fp32-onednn`` against ``plain-fp32``).
 
     Attributes:
-        convolves: Whether it may. Elsewhere (other types and devices, autocast, small products, and what is compiled
-            or exported, where the graph shows a linear layer) it is ``nn.Linear``.
+        convolves: Whether convolutions may be used. In all other cases (other types and devices, autocast, small
+            products, and when compiled or exported, where the graph has a linear layer) it is ``nn.Linear``.
     """
 
     convolves = True
@@ -31,7 +31,7 @@ class TokenLinear(nn.Linear):
         return cast("Tensor", _ConvolvedLinear.apply(tokens, self.weight, self.bias))
 
     def _can_convolve(self, tokens: Tensor) -> bool:
-        """Tell whether these tokens are of the kind that the convolution is faster for."""
+        """Return whether the convolution is possible and faster for these tokens."""
         return (
             self.convolves
             and tokens.dim() == 3
@@ -44,7 +44,7 @@ class TokenLinear(nn.Linear):
 
 
 class _ConvolvedLinear(torch.autograd.Function):
-    """``F.linear`` with the gradient of the weights as PyTorch takes it, which a convolution is slower for."""
+    """``F.linear`` as a convolution; the weights' gradient is a plain product, which is faster there."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,12 +68,12 @@ def _as_pixels(tokens: Tensor) -> Tensor:
 
 
 def _as_tokens(pixels: Tensor, like: Tensor) -> Tensor:
-    """View pixels as the tokens that they were: ``[1, D, 1, B * N]`` -> ``[B, N, D]``."""
+    """View pixels as tokens again: ``[1, D, 1, B * N]`` -> ``[B, N, D]``."""
     return pixels.permute(0, 2, 3, 1).reshape(*like.shape[:2], -1)
 
 
 def use_token_linear(module: nn.Module) -> None:
-    """Make every ``nn.Linear`` below a ``TokenLinear``, in place; names and weights stay."""
+    """Turn every ``nn.Linear`` of a module into a ``TokenLinear``, in place; names and weights stay."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = TokenLinear  # it has no state of its own

@@ -1,4 +1,4 @@
-"""The kernels of ``gpu.py`` as Triton takes them: pointers, sizes, and what is fixed when they are compiled."""
+"""The Triton kernels that ``toco_train/kernels/gpu.py`` launches: pointers, sizes and compile-time constants."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def gaussian_filter(
 
 @triton.jit
 def _neighbour(offsets, index, row, column, height, width):
-    """Return the place of a neighbour of each pixel, held inside the image."""
+    """Return the index of a neighbour of each pixel, clamped to the image."""
     there = tl.minimum(tl.maximum(row + tl.load(offsets + 2 * index), 0), height - 1)
     across = tl.minimum(tl.maximum(column + tl.load(offsets + 2 * index + 1), 0), width - 1)
     return there * width + across
 
 
 @triton.jit
-def _unlikeness(image, place, centre, spread, channel, area, channels: tl.constexpr):
+def _colour_distance(image, place, centre, spread, channel, area, channels: tl.constexpr):
     """Return the mean over channels of the squared distance in standard deviations, ``[pixels]``."""
     value = tl.load(image + channel[:, None] * area + place[None, :], mask=channel[:, None] < channels, other=0.0)
     ratio = (value - centre) / spread
@@ -55,7 +55,7 @@ def neighbour_affinity(
     images, offsets, position, weights, height, width, number, colour_width, epsilon, channels: tl.constexpr,
     pixels: tl.constexpr,
 ):  # fmt: skip
-    """Weigh all neighbours of ``pixels`` pixels of one image: mean, deviation, and a softmax in two passes."""
+    """Compute the neighbour weights of ``pixels`` pixels: mean, standard deviation, and a softmax in two passes."""
     area = height * width
     image = images + tl.program_id(1).to(tl.int64) * channels * area
     weights += tl.program_id(1).to(tl.int64) * number * area
@@ -80,20 +80,20 @@ def neighbour_affinity(
     least = tl.full((pixels,), float("inf"), tl.float32)
     for index in range(number):
         place = _neighbour(offsets, index, row, column, height, width)
-        least = tl.minimum(least, _unlikeness(image, place, centre, spread, channel, area, channels))
+        least = tl.minimum(least, _colour_distance(image, place, centre, spread, channel, area, channels))
     total = tl.zeros((pixels,), tl.float32)
     for index in range(number):
         place = _neighbour(offsets, index, row, column, height, width)
-        total += tl.exp(least - _unlikeness(image, place, centre, spread, channel, area, channels))
+        total += tl.exp(least - _colour_distance(image, place, centre, spread, channel, area, channels))
     for index in range(number):
         place = _neighbour(offsets, index, row, column, height, width)
-        alike = tl.exp(least - _unlikeness(image, place, centre, spread, channel, area, channels)) / total
+        alike = tl.exp(least - _colour_distance(image, place, centre, spread, channel, area, channels)) / total
         tl.store(weights + index * area + pixel, alike + tl.load(position + index), mask=inside)
 
 
 @triton.jit
 def neighbour_average(maps, offsets, weights, average, height, width, number, channels, pixels: tl.constexpr):
-    """Average the neighbours of ``pixels`` pixels of one map."""
+    """Compute the weighted sum of the neighbours of ``pixels`` pixels of one map."""
     area = height * width
     plane = tl.program_id(1).to(tl.int64)
     maps += plane * area

@@ -1,6 +1,6 @@
 """Dense CRF: labels that follow the edges of the image, after training.
 
-``pydensecrf`` does the work. It is compiled when it is installed, so it is an optional extra: nothing but ``--crf``
+``pydensecrf`` does the computation. It is compiled when it is installed, so it is an optional extra: only ``--crf``
 needs it.
 """
 
@@ -56,12 +56,12 @@ def require_crf() -> ModuleType:
 def dense_crf(image: UInt8Array, probabilities: npt.NDArray[np.float32], config: CrfConfig) -> npt.NDArray[np.float32]:
     """Refine the probabilities of labels by a fully connected CRF.
 
-    Memory: about 200 bytes a pixel and 40 more for each label. Time: 0.7 s for 500 x 375 and 3 labels on one core,
-    2 s for 21, and 10 s for a megapixel.
+    Memory: about 200 bytes for each pixel, and 40 more for each label. Time on one core: 0.7 s for 500 x 375 px and 3
+    labels, 2 s for 21 labels, 10 s for a megapixel.
 
     Args:
         image: uint8 ``[H, W, 3]`` RGB.
-        probabilities: float32 ``[L, H, W]`` in [0, 1], the labels of a pixel summing to 1; at least 1e-5 counts.
+        probabilities: float32 ``[L, H, W]`` in [0, 1], the labels of a pixel summing to 1; values are clipped at 1e-5.
         config: Widths and weights of the kernels.
 
     Returns:
@@ -69,7 +69,7 @@ def dense_crf(image: UInt8Array, probabilities: npt.NDArray[np.float32], config:
 
     Raises:
         ConfigError: The extra ``crf`` is not installed.
-        ValueError: The shapes do not belong together.
+        ValueError: Image and probabilities differ in size.
 
     Source: Krähenbühl and Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials" (NIPS
     2011), with the parameters that ToCo publishes; docs/method.md, test time.
@@ -84,7 +84,7 @@ def dense_crf(image: UInt8Array, probabilities: npt.NDArray[np.float32], config:
     crf.addPairwiseBilateral(
         sxy=config.bilateral_sigma,
         srgb=config.colour_sigma,
-        rgbim=np.array(image, order="C"),  # a copy, because it takes no array that is read-only
+        rgbim=np.array(image, order="C"),  # a copy: it refuses read-only arrays
         compat=config.bilateral_weight,
     )
     refined = np.asarray(crf.inference(config.iterations), dtype=np.float32)

@@ -12,18 +12,19 @@ from toco_train.kernels.gpu import neighbour_affinity, neighbour_average, runs_k
 
 
 class PixelAdaptiveRefinement(nn.Module):
-    """Refine maps so that they follow the edges of the image, by averaging over pixels that look alike (PAR).
+    """Refine maps so that they follow the edges of the image, by averaging over pixels of similar colour (PAR).
 
-    Each pixel takes a weighted mean of its 8 neighbours at every dilation, a fixed number of times. The weights come
-    from colour (softmax over neighbours of the channel mean of ``-(|I_n - I| / std / 0.3)^2``) and, times 0.01, from
-    distance.
+    Each pixel becomes the weighted mean of its 8 neighbours at every dilation, a fixed number of times. The weights are
+    those of colour (softmax over neighbours of the channel mean of ``-(|I_n - I| / std / 0.3)^2``) plus 0.01 times
+    those of distance.
 
-    Memory: the weights, ``4 * 8 * len(dilations)`` bytes a pixel and image; neighbours are never gathered as a whole.
-    At 224 x 224 (half of 448) that is 9.6 MB an image, and with 21 maps ``2 * 21 * 4`` bytes a pixel, 8.4 MB, beside.
+    Memory: the weights take ``4 * 8 * len(dilations)`` bytes for each pixel of an image; the neighbours are never all
+    in memory. At 224 x 224 (half of 448) that is 9.6 MB for an image; 21 maps take another ``2 * 21 * 4`` bytes a
+    pixel, 8.4 MB.
 
     Args:
         dilations: Distances of the rings of neighbours, in pixels.
-        num_iterations: How many times the average is taken.
+        num_iterations: How many times the maps are averaged.
 
     Source: PAR (Ru et al., AFA, CVPR 2022) as ToCo uses it; docs/method.md, step 5.
     """
@@ -91,7 +92,7 @@ class PixelAdaptiveRefinement(nn.Module):
         return F.pad(maps, [self._reach] * 4, mode="replicate")
 
     def _shifted(self, padded: Tensor, index: int, like: Tensor) -> Tensor:
-        """Return the view of a padded map in which each pixel shows its neighbour of that index."""
+        """Return a view of a padded map in which each pixel is its neighbour of that index."""
         row, column = (self._reach + offset for offset in self._offsets[index])
         height, width = like.shape[-2:]
         return padded[..., row : row + height, column : column + width]

@@ -1,4 +1,4 @@
-"""From class activation maps to pseudo labels, for tokens, local crops and the segmentation."""
+"""From a masked CAM to pseudo labels: for tokens, for local crops and for the segmentation."""
 
 from __future__ import annotations
 
@@ -7,63 +7,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toco_core.palette import IGNORE_INDEX
-from toco_train.method.cam import valid_cam
+from toco_train.method.cam import MaskedCam
 from toco_train.method.par import PixelAdaptiveRefinement
 
 
-def label_from_cam(cam: Tensor, image_labels: Tensor, background_threshold: float) -> Tensor:
-    """Return the label of each pixel: the strongest class of the image's label, or background.
+def three_way_label(cam: MaskedCam, low: float, high: float) -> Tensor:
+    """Return the label of each pixel: background, a class, or 255 where the CAM is uncertain.
 
     Args:
-        cam: float ``[B, C, H, W]`` in [0, 1].
-        image_labels: Multi-hot, ``[B, C]``.
-        background_threshold: At or below it a pixel is background.
-
-    Returns:
-        int64 ``[B, H, W]``, 0..C.
-    """
-    strongest, label = valid_cam(cam, image_labels).max(dim=1)
-    return torch.where(strongest <= background_threshold, 0, label + 1)
-
-
-def three_way_label(cam: Tensor, image_labels: Tensor, low: float, high: float, boxes: Tensor | None = None) -> Tensor:
-    """Return the label of each pixel where the CAM is sure, and 255 where it is not.
-
-    Args:
-        cam: float ``[B, C, H, W]`` in [0, 1].
-        image_labels: Multi-hot, ``[B, C]``.
+        cam: The CAM, ``[B, K, H, W]``.
         low: At or below it a pixel is background.
         high: Above it a pixel has the strongest class; between the two it is 255.
-        boxes: Part of each image that is image and not padding, integer ``[B, 4]``: top, bottom, left, right in
-            pixels, ends excluded. Outside it the label is 255. None: everything is image.
 
     Returns:
-        int64 ``[B, H, W]``.
+        int64 ``[B, H, W]``: 0, 1..C or 255. Padding is 255.
 
     Source: ToCo (CVPR 2023), equation 4; docs/method.md, step 2.
     """
-    strongest, label = valid_cam(cam, image_labels).max(dim=1)
-    label = torch.where(strongest <= high, IGNORE_INDEX, label + 1)
+    strongest, index = cam.maps.max(dim=1)
+    label = torch.where(strongest <= high, IGNORE_INDEX, cam.label_of(index))
     label = torch.where(strongest <= low, 0, label)
-    if boxes is None:
-        return label
-    return torch.where(inside_boxes(boxes, label.shape[-2], label.shape[-1]), label, IGNORE_INDEX)
+    return torch.where(cam.inside, label, IGNORE_INDEX)
 
 
-def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return which pixels lie inside each box (top, bottom, left, right): ``[B, 4]`` -> bool ``[B, H, W]``."""
-    top, bottom, left, right = boxes.long()[:, :, None, None].unbind(dim=1)
-    rows = torch.arange(height, device=boxes.device)[None, :, None]
-    columns = torch.arange(width, device=boxes.device)[None, None, :]
-    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-
-
-def roi_mask(cam: Tensor, image_labels: Tensor, low: float, high: float) -> Tensor:
-    """Return where local crops may be taken: 0 background, 1 uncertain, 2 sure foreground.
+def roi_mask(cam: MaskedCam, low: float, high: float) -> Tensor:
+    """Return where local crops may be cut: 0 background, 1 uncertain, 2 foreground.
 
     Args:
-        cam: float ``[B, C, H, W]`` in [0, 1].
-        image_labels: Multi-hot, ``[B, C]``.
+        cam: The CAM, ``[B, K, H, W]``.
         low: At or below it a pixel is 0.
         high: At or above it a pixel is 2.
 
@@ -72,7 +43,7 @@ def roi_mask(cam: Tensor, image_labels: Tensor, low: float, high: float) -> Tens
 
     Source: ToCo (CVPR 2023), section 3.4; docs/method.md, step 4.
     """
-    strongest = valid_cam(cam, image_labels).amax(dim=1)
+    strongest = cam.maps.amax(dim=1)
     return (strongest > low).long() + (strongest >= high).long()
 
 
@@ -95,47 +66,48 @@ def token_affinity(labels: Tensor) -> Tensor:
     return affinity
 
 
-@torch.no_grad()
-def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
-    images: Tensor,
-    cam: Tensor,
-    image_labels: Tensor,
-    low: float,
-    high: float,
-    boxes: Tensor,
-    refinement: PixelAdaptiveRefinement,
-    *,
-    classes: Tensor | None = None,
-) -> Tensor:
-    """Turn a CAM into a pseudo label for segmentation, refined along the edges of the image.
+def agree(cautious: Tensor, generous: Tensor) -> Tensor:
+    """Combine the labels of two background scores into one pseudo label.
 
-    The valid CAM is refined at half size twice, with a constant background of ``high`` and of ``low``. Where the
-    cautious run (high) says foreground the label is that class, where both say background it is 0, else 255.
+    Args:
+        cautious: Labels with a high background score, integer ``[..., H, W]``, 0..C.
+        generous: Labels with a low background score, the same shape.
+
+    Returns:
+        int64 ``[..., H, W]``: the cautious class where there is one, 0 where both are background, else 255.
+
+    Source: docs/method.md, step 5.
+    """
+    return torch.where(cautious > 0, cautious.long(), torch.where(generous > 0, IGNORE_INDEX, 0))
+
+
+@torch.no_grad()
+def refine_label(
+    images: Tensor, cam: MaskedCam, low: float, high: float, refinement: PixelAdaptiveRefinement
+) -> Tensor:
+    """Turn a CAM into a pseudo label for the segmentation, refined along the edges of the image.
+
+    The CAM is refined at half size twice, with a constant background score of ``high`` and of ``low``, and the two
+    labels are combined by ``agree``.
 
     Args:
         images: RGB in [0, 1], float ``[B, 3, H, W]``.
-        cam: float ``[B, C, H, W]`` in [0, 1].
-        image_labels: Multi-hot, ``[B, C]``.
-        low: Background score of the generous run.
-        high: Background score of the cautious run.
-        boxes: Part of each image that is image, integer ``[B, 4]``: top, bottom, left, right; outside it is 255.
+        cam: The CAM of these images, ``[B, K, H, W]``.
+        low: Background score of the generous labels.
+        high: Background score of the cautious labels.
         refinement: The refinement to apply.
-        classes: The class of each map, integer ``[B, C]``, where the CAM is that of ``present_classes`` and the labels
-            say which of them an image has. None: map and class are the same.
 
     Returns:
-        int64 ``[B, H, W]``: 0, 255, or a class from 1 on.
+        int64 ``[B, H, W]``: 0, 1..C or 255. Padding is 255.
 
-    Source: docs/method.md, step 5. Same values as published; the affinity of an image is computed once for both runs.
+    Source: docs/method.md, step 5. Same values as published; the affinity of an image is computed once for both.
     """
     height, width = images.shape[-2:]
     half = (height // 2, width // 2)
     half_images = F.interpolate(images, size=half, mode="bilinear", align_corners=False)
-    scores = F.interpolate(valid_cam(cam, image_labels), size=half, mode="bilinear", align_corners=False)
-    known = F.pad(image_labels.bool(), (1, 0), value=True)[:, :, None, None]
-    if classes is None:
-        classes = torch.arange(cam.shape[1], device=cam.device).expand(len(cam), -1)
-    labels = F.pad(classes + 1, (1, 0), value=0)
+    scores = F.interpolate(cam.maps, size=half, mode="bilinear", align_corners=False)
+    known = F.pad(cam.present, (1, 0), value=True)[:, :, None, None]
+    labels = F.pad(cam.classes + 1, (1, 0), value=0)
 
     runs = [F.pad(scores, (0, 0, 0, 0, 1, 0), value=threshold) for threshold in (high, low)]
     maps = torch.cat([run.masked_fill(~known, -torch.inf).softmax(dim=1) for run in runs], dim=1)
@@ -147,5 +119,4 @@ def refine_label(  # noqa: PLR0917  (the order in which the paper names them)
         ).view(-1, height, width)
         for run in refined.chunk(2, dim=1)
     )
-    label = torch.where(cautious > 0, cautious, torch.where(generous > 0, IGNORE_INDEX, 0))
-    return torch.where(inside_boxes(boxes, height, width), label, IGNORE_INDEX)
+    return torch.where(cam.inside, agree(cautious, generous), IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""What sits on the backbone: the segmentation decoder and the projection head of the class-token contrast."""
+"""The segmentation decoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LargeFOV(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return segmentation logits at the tokens' stride."""
-        # Tokens lie channel by channel for each place already; convolutions keep that layout, and GPUs prefer it.
+        # The tokens are channels last in memory already; convolutions keep that layout, and are faster with it on GPUs.
         hidden = F.relu(self.conv6(tokens.contiguous(memory_format=torch.channels_last)))
         hidden = F.relu(self.conv7(hidden))
         logits: Tensor = self.conv8(hidden)

@@ -1,4 +1,4 @@
-"""Weights that come from a file: read without running anything in it, compared key by key, fitted to a backbone."""
+"""Weights from a file: read without running code in it, compared key by key, loaded into a backbone."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ MAX_LISTED = 10
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint: safetensors, or what ``torch.save`` wrote.
 
-    A pickle is read with ``weights_only=True``: tensors and plain values, never code. A state dict that is wrapped in
-    ``state_dict``, ``model`` or their EMA forms is taken out, and the prefixes of data-parallel training and of
-    compilation are taken off, as timm does.
+    A pickle is read with ``weights_only=True``: tensors and plain values, never code. As in timm, a state dict may be
+    nested in ``state_dict``, ``model`` or their EMA forms, and the prefixes of data-parallel training and compilation
+    are removed.
 
     Raises:
-        RunError: The file is missing, is no checkpoint, holds code, or holds something else than tensors.
+        RunError: The file is missing, is not a checkpoint, or holds code or values that are not tensors.
     """
     if not path.is_file():
         raise RunError(f"weights {path} do not exist; give a safetensors file or a PyTorch state dict (.pth)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's thoughts on the protocol of a pickle
+            warnings.simplefilter("ignore")  # about the pickle's protocol
             state: dict[str, Tensor] = timm.models.load_state_dict(str(path), weights_only=True)
         wrong = next((f"{key!r} is {type(value).__name__}" for key, value in state.items()
                       if not isinstance(value, Tensor)), None if state else "it is empty")  # fmt: skip
@@ -46,7 +46,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def describe_misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Say which keys are missing, left over or of another shape; an empty string if the two fit exactly."""
+    """Describe which keys are missing, left over or of another shape; return an empty string if there are none."""
     problems = {
         "missing": sorted(expected.keys() - found.keys()),
         "left over": sorted(found.keys() - expected.keys()),
@@ -60,22 +60,22 @@ def describe_misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 
 
 def load_backbone_weights(vit: VisionTransformer, path: Path) -> None:
-    """Load the weights of a backbone from a file, in place of a download.
+    """Load the weights of a backbone from a file instead of downloading them.
 
-    The classification head is left out, and a position embedding made for another grid is resized as timm does.
+    The classification head is skipped. A position embedding of another grid is resized, as in timm.
 
     Args:
         vit: The backbone, without a head.
         path: Safetensors or a timm state dict.
 
     Raises:
-        RunError: The file cannot be read, or a key is missing, left over or of another shape; all are listed, and the
-            backbone is left as it was.
+        RunError: The file cannot be read, or keys are missing, left over or of another shape (the message lists them).
+            The backbone is not changed then.
     """
     state = read_state_dict(path)
     try:
         state = checkpoint_filter_fn(state, vit)
-    except (KeyError, IndexError, RuntimeError, ValueError, AssertionError) as error:  # shapes that it did not expect
+    except (KeyError, IndexError, RuntimeError, ValueError, AssertionError) as error:  # unexpected shapes
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(
             f"weights {path} cannot be fitted to the backbone ({reason}); give those of its model"

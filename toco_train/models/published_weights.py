@@ -1,4 +1,4 @@
-"""Weights of the published implementation, by their published names."""
+"""Loads checkpoints of the published implementation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from toco_train.models.pretrained import describe_misfit
 from toco_train.models.toco import ToCo
 
 _PUBLISHED_IMAGENET_HEAD = "encoder.head."
-
-
 _PUBLISHED_PREFIXES = {
     "backbone.vit.": "encoder.",
     "teacher_projection.": "proj_head_t.",
     "projection.": "proj_head.",
 }
-
-
 _PUBLISHED_WEIGHT_NORM = {
     "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
     "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
@@ -30,12 +26,12 @@ def load_published_weights(model: ToCo, state_dict: Mapping[str, Tensor]) -> Non
     """Load a checkpoint of the published implementation, exactly.
 
     Args:
-        model: Network of the same backbone and number of classes.
-        state_dict: The published keys, with or without the ``module.`` prefix of data-parallel training. Its
-            ``encoder.head`` (the ImageNet classifier, which segmentation does not use) is left out.
+        model: Network with the same backbone and number of classes.
+        state_dict: The published keys, with or without the ``module.`` prefix of data-parallel training. The ImageNet
+            classifier ``encoder.head`` is skipped.
 
     Raises:
-        RunError: A key is missing, left over, or has another shape; the model is left as it was.
+        RunError: A key is missing, left over or of another shape; the model is not changed then.
     """
     found = {key.removeprefix("module."): value for key, value in state_dict.items()}
     found = {key: value for key, value in found.items() if not key.startswith(_PUBLISHED_IMAGENET_HEAD)}
@@ -49,7 +45,7 @@ def load_published_weights(model: ToCo, state_dict: Mapping[str, Tensor]) -> Non
 
 
 def _published_name(ours: str) -> str:
-    """Translate one of our keys to the published one."""
+    """Return the published name of one of our keys."""
     for own, theirs in _PUBLISHED_PREFIXES.items():
         if ours.startswith(own):
             ours = theirs + ours.removeprefix(own)

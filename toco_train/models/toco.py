@@ -18,7 +18,7 @@ from toco_train.models.vit import Tokens, build_backbone
 
 @dataclass(frozen=True)
 class ToCoOutput:
-    """All that one forward pass gives, float; h = H / patch size, w = W / patch size, C foreground classes.
+    """The results of one forward pass, float; h = H / patch size, w = W / patch size, C foreground classes.
 
     Attributes:
         class_logits: Image-level logits of the final tokens, ``[B, C]``.
@@ -46,7 +46,7 @@ class ToCo(nn.Module):
         config: The network's configuration; ``config.classes`` names the C foreground classes.
 
     Raises:
-        ConfigError: The backbone cannot be built, or its pretrained weights cannot be had.
+        ConfigError: The backbone cannot be built, or its pretrained weights are not available.
         RunError: ``config.weights`` cannot be read or does not fit the backbone.
         ValueError: ``config.classes`` is empty.
 
@@ -107,7 +107,7 @@ class ToCo(nn.Module):
         return self._activation_maps(self.backbone(images))
 
     def segment(self, images: Tensor) -> Tensor:
-        """Return segmentation logits alone, ``[B, C + 1, h, w]``: what is exported and served."""
+        """Return only the segmentation logits, ``[B, C + 1, h, w]``; this is exported and served."""
         logits: Tensor = self.decoder(self.backbone(images).patch_tokens)
         return logits
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ HUB_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a backbone makes of images, float32.
+    """The tokens that a backbone computes from images, float32.
 
     Attributes:
         cls_token: Class token after the final norm, ``[B, D]``.
@@ -45,14 +45,14 @@ class Tokens:
 
 
 class Backbone(nn.Module):
-    """A timm ``VisionTransformer`` that gives intermediate tokens and takes any image whose sides fit its patches.
+    """A timm ``VisionTransformer`` that returns intermediate tokens and takes images of any multiple of the patch size.
 
     The patch part of the position embedding is resized bicubically *without antialias* (TensorRT rejects an
     antialiased Resize); its class part is added unchanged.
 
     Attributes:
-        activation_checkpointing: Keep only the tokens between blocks for the backward pass, and compute the inside of
-            each block again there: a third more work in forward and backward, for less memory.
+        activation_checkpointing: Keep only the tokens between blocks for the backward pass, which computes each block
+            again: a third more work in forward and backward, for less memory.
 
     Source: docs/method.md, network.
     """
@@ -75,10 +75,10 @@ class Backbone(nn.Module):
         Raises:
             ImageSizeError: H or W is not a multiple of the patch size.
         """
-        tokens, grid = self._embedded(images)
+        tokens, grid = self._embed(images)
         aux_tokens = tokens
         for index, block in enumerate(self.vit.blocks):
-            tokens = self._taken(block, tokens)
+            tokens = self._run_block(block, tokens)
             if index == self.aux_block:
                 aux_tokens = tokens
         tokens = self.vit.norm(tokens)
@@ -89,9 +89,10 @@ class Backbone(nn.Module):
         )
 
     def class_token(self, images: Tensor) -> Tensor:
-        """Return the class tokens alone, ``[B, D]``, as ``forward`` does, without what they do not need.
+        """Return only the class tokens, ``[B, D]``, the same as ``forward`` does, without work for the other tokens.
 
-        In the last block no other token is read, so its MLP, which is two thirds of it, takes this one alone.
+        The last block's other tokens are not used, so its MLP, two thirds of the block's work, runs on the class token
+        only.
 
         Args:
             images: Normalised images, float ``[B, 3, H, W]``.
@@ -99,11 +100,11 @@ class Backbone(nn.Module):
         Raises:
             ImageSizeError: H or W is not a multiple of the patch size.
         """
-        tokens, _ = self._embedded(images)
+        tokens, _ = self._embed(images)
         *blocks, last = self.vit.blocks
         for block in blocks:
-            tokens = self._taken(block, tokens)
-        token: Tensor = self.vit.norm(self._taken(partial(_class_token_of_block, last), tokens))
+            tokens = self._run_block(block, tokens)
+        token: Tensor = self.vit.norm(self._run_block(partial(_class_token_of_block, last), tokens))
         return token
 
     @torch.no_grad()
@@ -116,26 +117,26 @@ class Backbone(nn.Module):
         Raises:
             ImageSizeError: H or W is not a multiple of the patch size.
         """
-        tokens, grid = self._embedded(images)
+        tokens, grid = self._embed(images)
         for block in self.vit.blocks:
             tokens = block(tokens)
             yield self._as_map(tokens, grid)
         yield self._as_map(self.vit.norm(tokens), grid)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks from here on: all of them share one graph for each shape of tokens that they meet."""
+        """Compile the blocks at their next call; all blocks share one graph for each shape of tokens."""
         for block in self.vit.blocks:
             block.compile(dynamic=False, backend=backend)
 
-    def _taken(self, block: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-        """Take a block, ``[B, N, D]`` in, and leave its activations to the backward pass if they are checkpointed."""
+    def _run_block(self, block: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """Run a block on tokens ``[B, N, D]``; with checkpointing the backward pass computes its activations again."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             checkpointed: Tensor = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
             return checkpointed
         return block(tokens)
 
-    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return what the first block takes, ``[B, 1 + h * w, D]``, and the grid of patches, h and w."""
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the input of the first block, ``[B, 1 + h * w, D]``, and the grid of patches, h and w."""
         vit, patch = self.vit, self.patch_size
         height, width = images.shape[-2:]
         if height % patch or width % patch:
@@ -149,7 +150,7 @@ class Backbone(nn.Module):
         return vit.norm_pre(tokens + self.position_embedding(rows, columns)), (rows, columns)
 
     def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Leave the class token out and lay the others out: ``[B, 1 + h * w, D]`` -> ``[B, D, h, w]``."""
+        """Drop the class token and reshape the others to a map: ``[B, 1 + h * w, D]`` -> ``[B, D, h, w]``."""
         return tokens[:, 1:].transpose(1, 2).reshape(-1, self.width, *grid)
 
     def position_embedding(self, rows: int, columns: int) -> Tensor:
@@ -157,24 +158,31 @@ class Backbone(nn.Module):
         embedding: Tensor = self.vit.pos_embed
         patches = embedding[0, 1:].view(*self.grid_size, self.width)
         device = embedding.device.type
-        exactly = torch.autocast(device, enabled=False) if is_autocast_available(device) else contextlib.nullcontext()
-        with exactly:
-            patches = _cubic(self.grid_size[0], rows, patches) @ patches.flatten(1)
-            patches = _cubic(self.grid_size[1], columns, patches) @ patches.view(rows, -1, self.width)
+        full_precision = (
+            torch.autocast(device, enabled=False) if is_autocast_available(device) else contextlib.nullcontext()
+        )
+        with full_precision:
+            patches = _bicubic_matrix(self.grid_size[0], rows, patches) @ patches.flatten(1)
+            patches = _bicubic_matrix(self.grid_size[1], columns, patches) @ patches.view(rows, -1, self.width)
         return torch.cat([embedding[:, :1], patches.view(1, -1, self.width)], dim=1)
 
 
-def _cubic(number: int, size: int, like: Tensor) -> Tensor:
+def scaled_sides(sides: Sequence[int], scale: float, patch_size: int) -> torch.Size:
+    """Return image sides times a scale, each rounded to a multiple of the patch size, at least one patch."""
+    return torch.Size(max(1, round(side * scale / patch_size)) * patch_size for side in sides)
+
+
+def _bicubic_matrix(number: int, size: int, like: Tensor) -> Tensor:
     """Return the matrix ``[size, number]`` that resizes one axis bicubically, as ``F.interpolate`` does.
 
-    On a GPU that function takes one channel after the other, which as products takes no time.
+    Matrix products are much faster on a GPU, where ``F.interpolate`` resizes one channel after another.
     """
     identity = torch.eye(number, dtype=like.dtype, device=like.device)[None, None]
     return F.interpolate(identity, size=(size, number), mode="bicubic", align_corners=False)[0, 0]
 
 
 def _class_token_of_block(block: Block, tokens: Tensor) -> Tensor:
-    """Take a block for its class token: ``[B, N, D]`` -> ``[B, D]``, the same as the first of ``block(tokens)``."""
+    """Run a block for its class token only: ``[B, N, D]`` -> ``[B, D]``, equal to ``block(tokens)[:, 0]``."""
     attended = block.attn(block.norm1(tokens))[:, 0]
     token = tokens[:, 0] + block.drop_path1(block.ls1(attended))
     token = token + block.drop_path2(block.ls2(block.mlp(block.norm2(token))))
@@ -187,9 +195,9 @@ def build_backbone(
     """Build a backbone from a timm name or from a specification.
 
     Args:
-        backbone: A timm name, or the numbers of a small ViT.
+        backbone: A timm name, or the dimensions of a small ViT.
         pretrained: Whether to start from timm's weights, downloaded once.
-        weights: File with weights to start from instead (safetensors or a timm state dict): nothing is downloaded.
+        weights: File of weights to start from instead (safetensors or a timm state dict); nothing is downloaded.
         aux_block: Block whose output gives the auxiliary tokens.
 
     Raises:
@@ -225,7 +233,7 @@ def _create_timm_model(name: str, *, download: bool) -> VisionTransformer:
         if download:
             _check_hub(name)
         vit = timm.create_model(name, pretrained=download, num_classes=0)
-    except Exception as error:  # timm and the hub raise many kinds for "cannot download"
+    except Exception as error:  # timm and the hub raise many kinds of errors if a download fails
         if not download:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -239,7 +247,7 @@ def _create_timm_model(name: str, *, download: bool) -> VisionTransformer:
 
 
 def _check_name(name: str) -> None:
-    """Refuse a name that timm does not know, or a tag of weights that it does not have, with the nearest."""
+    """Refuse a model or a tag of weights that timm does not have, and suggest the nearest name."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = timm.list_models("*vit*") + timm.list_models("deit*")
@@ -253,9 +261,9 @@ def _check_name(name: str) -> None:
 
 
 def _check_hub(name: str) -> None:
-    """Ask the hub once for weights that are not in its cache: by themselves, its retries take a minute to fail."""
+    """Ask the hub once for weights that are not cached: its own retries would take a minute to fail."""
     repository = timm.get_pretrained_cfg(name).hf_hub_id
     if repository is None or any(isinstance(try_to_load_from_cache(repository, file), str) for file in HUB_FILES):
         return
-    with contextlib.suppress(HfHubHTTPError):  # it answered: what it has is for the download to find out
+    with contextlib.suppress(HfHubHTTPError):  # it answered; the download reports what is missing
         get_hf_file_metadata(hf_hub_url(repository, HUB_FILES[0]), timeout=HUB_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The state of a run on disk: one safetensors file, whole or not at all, and nothing that is unpickled."""
+"""The state of a run on disk: one safetensors file, written whole or not at all; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress(FrozenModel):
         evaluated: The last step whose network was evaluated; 0 for none.
         best_step: The step whose segmentation had the best mIoU so far; 0 for none.
         best_miou: That mIoU, 0 to 1; -1 for none.
-        seconds: Time that the steps and evaluations so far took.
+        seconds: Time of all steps and evaluations so far.
         metrics_bytes: Length of ``metrics.jsonl`` when the checkpoint was written.
     """
 
@@ -58,7 +58,7 @@ class _Numbers(FrozenModel):
 
 
 class TrainState:
-    """What training changes: the network with its teacher, the optimiser, the schedule, the scaler, the generators.
+    """Everything that training changes: the network, its teacher, optimiser, schedule, scaler and random generators.
 
     Args:
         model: The network, unwrapped.
@@ -82,8 +82,8 @@ class TrainState:
             source: The data that it is trained on.
 
         Raises:
-            OSError: The file cannot be written; whatever stood there still does.
-            SafetensorError: The same, told by safetensors.
+            OSError: The file cannot be written; an existing file is kept.
+            SafetensorError: The same, reported by safetensors.
         """
         optimizer = self.optimizer.state_dict()
         tensors = {_MODEL + name: tensor for name, tensor in self.model.state_dict().items()}
@@ -103,20 +103,19 @@ class TrainState:
         write_tensors(path, tensors, {_STATE_KEY: numbers.model_dump_json()})
 
     def restore(self, path: Path, config: Mapping[str, Any], source: DataSource) -> Progress:
-        """Become what was saved, to the last bit on a CPU.
+        """Load a checkpoint; on a CPU training then continues bit for bit.
 
         Args:
             path: A checkpoint.
-            config: The configuration as plain values; of it, only where the data lies, how many processes read it,
-                the sizes that images are fitted to and whether activations are computed twice may differ from the saved
-                one.
+            config: The configuration as plain values. Only ``data.path``, ``data.num_workers``, ``model.sizes`` and
+                ``activation_checkpointing`` may differ from the saved one.
             source: The data, which must be the saved run's.
 
         Raises:
             RunError: The file cannot be read, or it belongs to other settings or other data.
         """
         numbers, tensors = _read(path)
-        _refuse_other_settings(numbers.config, config)
+        _check_settings(numbers.config, config)
         if numbers.data != fingerprint(source):
             raise RunError(
                 f"the training images or labels of {source.path} are not those that the run began with, so it cannot "
@@ -145,19 +144,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors as safetensors, whole or not at all.
 
     Raises:
-        OSError: The file cannot be written; whatever stood there still does.
-        SafetensorError: The same, told by safetensors.
+        OSError: The file cannot be written; an existing file is kept.
+        SafetensorError: The same, reported by safetensors.
     """
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(on_host, temporary, dict(metadata) if metadata is not None else None)
-        temporary.chmod(0o644)  # safetensors makes a new file, for the owner alone
+        temporary.chmod(0o644)  # safetensors lets only the owner read it
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # before it takes the place of an older one: a power cut must not leave it empty
+            os.fsync(file.fileno())  # before it replaces an older file: a power cut must not leave it empty
 
 
 def fingerprint(source: DataSource) -> str:
-    """Return a hash of what training sees of a data set, wherever it lies: names and labels, in order, and classes."""
+    """Return a hash of what training reads of a data set: names and labels in order, and classes; not its path."""
     seen = repr((source.classes, [(sample.name, tuple(sample.labels)) for sample in source.train]))
     return hashlib.sha256(seen.encode()).hexdigest()
 
@@ -174,7 +173,7 @@ def _read(path: Path) -> tuple[_Numbers, dict[str, Tensor]]:
         ) from error
 
 
-def _refuse_other_settings(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _check_settings(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     before, now = _flat(saved), _flat(asked)
     changed = [
         f"{name} {now.get(name)!r} (the run has {before.get(name)!r})"

@@ -41,14 +41,14 @@ from toco_train.runs.layout import (
 from toco_train.training.checkpoint import Progress, TrainState, write_tensors
 from toco_train.training.tensorboard import Board
 
-_OURS = (  # all that a run writes, the configuration first: without it a folder holds no run
+_RUN_FILES = (  # all that a run writes; the configuration first: a folder without it holds no run
     CONFIG_FILE, CLASSES_FILE, f"{CHECKPOINTS_FOLDER}/step_*.safetensors", WEIGHTS_FILE, METRICS_FILE, LOG_FILE,
     REPORT_FILE,
     f"{BEST_FOLDER}/{CONFIG_FILE}", f"{BEST_FOLDER}/{WEIGHTS_FILE}", f"{SAMPLES_FOLDER}/step_*.png",
     f"{BOARD_FOLDER}/events.out.tfevents.*", f"{NONFINITE_FOLDER}/step_*", f"{EVALUATION_FOLDER}/*",
     f"{ANALYSIS_FOLDER}/*",
 )  # fmt: skip
-_LEFT_BY_A_KILL = tuple(  # what toco_core.files and safetensors call a file that is not whole yet
+_PARTIAL_FILES = tuple(  # names that toco_core.files and safetensors give to files that are not whole yet
     f"{folder}{name}"
     for folder in ("", f"{CHECKPOINTS_FOLDER}/", f"{BEST_FOLDER}/", f"{SAMPLES_FOLDER}/")
     for name in (".*.safetensors", ".*.yaml", ".*.png", ".*.html", ".tmp??????")
@@ -57,8 +57,8 @@ _LEFT_BY_A_KILL = tuple(  # what toco_core.files and safetensors call a file tha
 P = ParamSpec("P")
 
 
-def _writes(method: Callable[Concatenate[RunFolder, P], None]) -> Callable[Concatenate[RunFolder, P], None]:
-    """Write in the first process alone, and give one sentence if it cannot be done."""
+def _in_main_process(method: Callable[Concatenate[RunFolder, P], None]) -> Callable[Concatenate[RunFolder, P], None]:
+    """Call a method in the first process only, and report in one sentence if it cannot write."""
 
     @functools.wraps(method)
     def write(self: RunFolder, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -67,25 +67,25 @@ def _writes(method: Callable[Concatenate[RunFolder, P], None]) -> Callable[Conca
         try:
             method(self, *args, **kwargs)
         except (OSError, SafetensorError) as error:
-            raise self.complaint(error) from error
+            raise self.write_error(error) from error
 
     return write
 
 
 class RunFolder:
-    """Writes what a run leaves behind.
+    """Writes the files of a run.
 
-    ``model.safetensors`` and ``config.yaml`` are the network of the last checkpoint; ``best/`` holds the same two of
-    the evaluation with the best segmentation mIoU, so it is a run folder itself.
+    ``model.safetensors`` and ``config.yaml`` are the network of the last checkpoint. ``best/`` holds the same two files
+    of the evaluation with the best segmentation mIoU, so it is a run folder itself.
 
     Args:
-        path: The folder; nothing in it is touched before ``start``.
-        overwrite: Whether a run that is there may be replaced.
-        resume: Go on with the run that is there, if there is one.
+        path: The folder; nothing in it is changed before ``start``.
+        overwrite: Whether an existing run may be replaced.
+        resume: Continue the existing run, if there is one.
         is_main: Whether this is the first of the processes that train together; the others write nothing.
 
     Raises:
-        RunError: A run is there already.
+        RunError: The folder already holds a run.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: bool = False, is_main: bool = True) -> None:
@@ -93,24 +93,24 @@ class RunFolder:
         if holds_run and not (overwrite or resume):
             raise RunError(f"{path} holds a run already; give another --out, or --resume or --overwrite it")
         self.path, self.is_main = path, is_main
-        self._is_ours = holds_run and resume
+        self._is_this_run = holds_run and resume
         self._log: logging.FileHandler | None = None
         self._board: Board | None = None
 
-    @_writes
+    @_in_main_process
     def start(self, config: TrainConfig, progress: Progress, classes: ClassList) -> None:
-        """Make the folder, take out what does not belong to the run, and write what it is: configuration and classes.
+        """Make the folder, remove files that do not belong to the run, and write its configuration and classes.
 
         Args:
             config: The configuration.
-            progress: Where the run goes on; the metrics are taken back to there.
+            progress: Where the run continues; later metrics are removed.
             classes: Names and colours of the classes.
         """
         (self.path / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
-        for pattern in _LEFT_BY_A_KILL if self._is_ours else (*_OURS, *_LEFT_BY_A_KILL):
+        for pattern in _PARTIAL_FILES if self._is_this_run else (*_RUN_FILES, *_PARTIAL_FILES):
             for file in self.path.glob(pattern):
                 file.unlink()
-        self._is_ours = True
+        self._is_this_run = True
         write_atomic(self.path / CONFIG_FILE, dump_yaml(config))
         write_classes(self.path / CLASSES_FILE, classes)
         metrics = self.path / METRICS_FILE
@@ -125,41 +125,41 @@ class RunFolder:
         """Close log and board."""
         if self._log is not None:
             logging.getLogger("toco_train").removeHandler(self._log)
-            with suppress(OSError):  # a line that a full disk did not take was complained of when it was written
+            with suppress(OSError):  # a line that did not fit on the disk was reported when it was written
                 self._log.close()
         if self._board is not None:
             self._board.close()
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint of the run, if there is one."""
-        return max(self._checkpoints(), default=None) if self._is_ours else None
+        return max(self._checkpoints(), default=None) if self._is_this_run else None
 
-    @_writes
-    def save_checkpoint(self, learner: TrainState, progress: Progress, config: TrainConfig, source: DataSource) -> None:
+    @_in_main_process
+    def save_checkpoint(self, state: TrainState, progress: Progress, config: TrainConfig, source: DataSource) -> None:
         """Write the network and the state of training, and remove the oldest checkpoints."""
         progress = progress.model_copy(update={"metrics_bytes": (self.path / METRICS_FILE).stat().st_size})
-        write_tensors(self.path / WEIGHTS_FILE, learner.model.state_dict())
+        write_tensors(self.path / WEIGHTS_FILE, state.model.state_dict())
         path = self.path / CHECKPOINTS_FOLDER / f"step_{progress.step:07d}.safetensors"
-        learner.save(path, progress, config.model_dump(mode="json"), source)
+        state.save(path, progress, config.model_dump(mode="json"), source)
         for old in sorted(self._checkpoints())[: -config.checkpoint.keep]:
             old.unlink()
 
-    @_writes
+    @_in_main_process
     def save_best(self, model: ToCo, config: TrainConfig) -> None:
         """Keep the network as the best so far."""
         write_atomic(self.path / BEST_FOLDER / CONFIG_FILE, dump_yaml(config))
         write_tensors(self.path / BEST_FOLDER / WEIGHTS_FILE, model.state_dict())
 
-    @_writes
+    @_in_main_process
     def append_metrics(self, metrics: Mapping[str, object]) -> None:
-        """Add one line to ``metrics.jsonl``, and its numbers to TensorBoard; ``metrics`` has the key ``step``."""
+        """Append a line to ``metrics.jsonl`` and its numbers to TensorBoard; ``metrics`` must have the key ``step``."""
         with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._board is not None:
             curves = {name: value for name, value in metrics.items() if name != "step"}
             self._board.scalars(int(str(metrics["step"])), _curves(curves))
 
-    @_writes
+    @_in_main_process
     def save_samples(self, step: int, rows: Sequence[Row], titles: Sequence[str], class_list: ClassList) -> None:
         """Draw predictions of the network."""
         path = self.path / SAMPLES_FOLDER / f"step_{step:06d}.png"
@@ -169,11 +169,11 @@ class RunFolder:
 
     @property
     def nonfinite_folder(self) -> Path:
-        """Where the images are that made a loss not finite."""
+        """Where the images of a step with a non-finite loss are saved."""
         return self.path / NONFINITE_FOLDER
 
     def save_batches(self, step: int, process: int, batches: Sequence[Batch], class_list: ClassList) -> None:
-        """Keep images that made a loss of this process not finite: their tensors, and an image to look at.
+        """Save the images of a non-finite loss of this process: their tensors, and one image to look at.
 
         Raises:
             RunError: They cannot be written.
@@ -188,10 +188,10 @@ class RunFolder:
             write_tensors(self.nonfinite_folder / f"{stem}.safetensors", tensors, {"names": json.dumps(names)})
             save_grid(self.nonfinite_folder / f"{stem}.png", rows, views, class_list, caption=f"step {step}")
         except (OSError, SafetensorError) as error:
-            raise self.complaint(error) from error
+            raise self.write_error(error) from error
 
-    def complaint(self, error: Exception) -> RunError:
-        """Return the sentence for a file that cannot be written."""
+    def write_error(self, error: Exception) -> RunError:
+        """Return the error for a file that cannot be written."""
         reason = getattr(error, "strerror", None) or str(error)
         checkpoint = self.last_checkpoint()
         if checkpoint is None:
@@ -209,7 +209,7 @@ class RunFolder:
 
 
 class _LogFile(logging.FileHandler):
-    """The log, which says so when it cannot be written instead of printing a traceback."""
+    """The log; if it cannot be written it raises an error instead of printing a traceback."""
 
     def __init__(self, run: RunFolder) -> None:
         super().__init__(run.path / LOG_FILE, encoding="utf-8")
@@ -219,12 +219,12 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            raise self._run.complaint(error) from error
+            raise self._run.write_error(error) from error
         super().handleError(record)
 
 
 def _curves(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """Return the numbers in a tree of metrics by their path; per-class lists are left to ``metrics.jsonl``."""
+    """Return the numbers in nested metrics by their path; per-class lists are only in ``metrics.jsonl``."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, answered at a moment of training's own choosing."""
+"""Ctrl-C and SIGTERM: training stops at the end of a step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """While entered, the first Ctrl-C or SIGTERM asks for a stop; the second does what it always does.
+    """While entered, the first Ctrl-C or SIGTERM requests a stop; the second has its usual effect.
 
     Attributes:
-        requested: Whether a stop has been asked for.
+        requested: Whether a stop was requested.
     """
 
     def __init__(self) -> None:
@@ -20,13 +20,13 @@ class StopSignals:
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
 

@@ -1,7 +1,7 @@
-"""TensorBoard's event file, written where it is asked for.
+"""TensorBoard's event file, written in the calling thread.
 
-torch's own ``SummaryWriter`` writes from a thread: there, a full disk prints a traceback that nobody can catch, and the
-processes that read images would be forked with a lock held.
+torch's ``SummaryWriter`` writes from a thread of its own: a full disk then prints a traceback that cannot be caught,
+and the processes that read images may be forked while a lock is held.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Board:
 
     Args:
         folder: Where TensorBoard looks; made if it does not exist.
-        start_step: The first step to come; TensorBoard forgets what earlier files say of it and of later ones.
+        start_step: The next step; TensorBoard drops what earlier files say about it and later steps.
 
     Raises:
         OSError: The file cannot be written.

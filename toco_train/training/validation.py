@@ -1,4 +1,4 @@
-"""Evaluation in the course of a run: scores, images, and the best network so far."""
+"""Evaluation during a run: scores, sample images, and the best network so far."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAMPLE_ROWS = 6
 
 
 class _Stopped(Exception):  # noqa: N818  (no error: it ends an evaluation)
-    """A stop was asked for in the midst of an evaluation."""
+    """A stop was requested during an evaluation."""
 
 
 def validate(
@@ -35,22 +35,22 @@ def validate(
     evaluating: Callable[[int, int], None],
     stopping: Callable[[], bool],
 ) -> tuple[Progress, Evaluation | None]:
-    """Score the validation split where it has masks, draw some of its images, and keep the network if it is the best.
+    """Score the validation images that have masks, draw some of them, and save the network if it is the best.
 
-    On the way ``evaluation.max_images`` are scored, after the last step all. The best network is that with the highest
-    mIoU of the segmentation on the images that are scored on the way, so that every evaluation can be it.
+    During the run ``evaluation.max_images`` images are scored, after the last step all of them. The best network has
+    the highest segmentation mIoU on the images that every evaluation scores, so that evaluations can be compared.
 
     Args:
         model: The network.
         source: The data.
         progress: How far the run is.
         config: The configuration of the run.
-        run: Where scores and images go.
-        evaluating: Called with the images that this process has done and has to do.
-        stopping: Whether to stop; every process calls it as often as the others, and gets the same answer.
+        run: Where scores and images are written.
+        evaluating: Called with the number of images that this process has scored, and has to score.
+        stopping: Returns whether to stop; all processes call it equally often and get the same answer.
 
     Returns:
-        How far the run is now, and the scores: None where there is no mask. As before and None if it was stopped.
+        How far the run is now, and the scores (None if there are no masks). Unchanged and None if it was stopped.
 
     Raises:
         DataError: An image or mask cannot be read.
@@ -126,7 +126,7 @@ def _score(
     watch: Callable[[Sample, Prediction], None] = lambda sample, prediction: None,
 ) -> Evaluation | None:
     """Score samples that have a mask, if there are any; ``watch`` is called with each and its prediction."""
-    in_every_share = len(samples) // world_size()  # only while all processes have work can they agree to stop
+    in_every_share = len(samples) // world_size()  # after that some processes have no image left to agree at
 
     def progress(done: int, total: int) -> None:
         evaluating(done, total)

@@ -20,6 +20,7 @@ from toco_train.config import ContrastConfig, TrainConfig
 from toco_train.inference import label_folder
 from toco_train.inference.predict import Prediction
 from toco_train.inference.pseudo_labels import LabelConfig, Labeller
+from toco_train.method.cam import mask_cam
 from toco_train.method.par import PixelAdaptiveRefinement
 from toco_train.method.pseudo_label import refine_label
 from toco_train.models.toco import ToCo
@@ -123,10 +124,10 @@ def test_refined_by_par_a_label_is_the_one_that_training_learns_from(made):
     torch.manual_seed(0)
     pil_image = torch.rand(3, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
     cam = torch.rand(1, 2, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    known, box = torch.ones(1, 2), torch.tensor([[0, 64, 0, 64]])
     pixels = (pil_image * 255).round().to(torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    theirs = refine_label(pixels[None] / 255, cam, known, 0.25, 0.7, box, PixelAdaptiveRefinement())[0]
+    valid = mask_cam(cam, torch.ones(1, 2))
+    theirs = refine_label(pixels[None] / 255, valid, 0.25, 0.7, PixelAdaptiveRefinement())[0]
     ours = made(prediction(cam[0], tags=[1, 2], image=image), refine="par", low=0.25, high=0.7).mask
     assert set(np.unique(ours)) == {0, 1, 2, 255} & set(theirs.unique().tolist())
     assert len(theirs.unique()) >= 3, "the test must have something to tell apart"

@@ -4,31 +4,41 @@ import pytest
 import torch
 
 from tests.train.conftest import tiny_config
-from toco_train.method.cam import multi_scale_cam, present_classes
+from toco_train.method.cam import inside_boxes, mask_cam, multi_scale_cam, present_classes
 from toco_train.method.par import PixelAdaptiveRefinement
-from toco_train.method.pseudo_label import (
-    inside_boxes,
-    label_from_cam,
-    refine_label,
-    roi_mask,
-    three_way_label,
-    token_affinity,
-)
+from toco_train.method.pseudo_label import agree, refine_label, roi_mask, three_way_label, token_affinity
 from toco_train.models.toco import ToCo
 
 
 def test_thresholds_of_labels_and_regions_at_their_very_values():
-    cam = torch.tensor([0.25, 0.26, 0.5, 0.51, 0.7, 0.71]).view(1, 1, 1, 6)
-    named = torch.ones(1, 1)
-    assert three_way_label(cam, named, 0.25, 0.7).flatten().tolist() == [0, 255, 255, 255, 255, 1]
-    assert label_from_cam(cam, named, 0.5).flatten().tolist() == [0, 0, 0, 1, 1, 1]
-    assert roi_mask(cam, named, 0.25, 0.7).flatten().tolist() == [0, 1, 1, 1, 2, 2]
+    cam = mask_cam(torch.tensor([0.25, 0.26, 0.5, 0.51, 0.7, 0.71]).view(1, 1, 1, 6), torch.ones(1, 1))
+    assert three_way_label(cam, 0.25, 0.7).flatten().tolist() == [0, 255, 255, 255, 255, 1]
+    assert roi_mask(cam, 0.25, 0.7).flatten().tolist() == [0, 1, 1, 1, 2, 2]
 
 
 def test_a_class_that_the_image_label_does_not_name_never_shows():
     cam = torch.tensor([0.9, 0.8]).view(1, 2, 1, 1)
-    assert label_from_cam(cam, torch.tensor([[0.0, 1.0]]), 0.5).item() == 2
-    assert label_from_cam(cam, torch.tensor([[0.0, 0.0]]), 0.5).item() == 0
+    assert three_way_label(mask_cam(cam, torch.tensor([[0.0, 1.0]])), 0.25, 0.7).item() == 2
+    assert three_way_label(mask_cam(cam, torch.tensor([[0.0, 0.0]])), 0.25, 0.7).item() == 0
+
+
+def test_a_label_is_the_class_of_its_map_and_padding_has_none():
+    maps, classes = torch.tensor([0.1, 0.9, 0.2, 0.3]).view(1, 2, 1, 2), torch.tensor([[4, 7]])
+    inside = torch.tensor([[[True, False]]])
+    cam = mask_cam(maps.flip(-1), torch.ones(1, 2), inside, classes=classes)
+    assert three_way_label(cam, 0.25, 0.7).tolist() == [[[5, 255]]]
+
+
+def test_a_token_is_image_where_all_of_its_pixels_are():
+    boxes = torch.tensor([[0, 8, 0, 8], [1, 8, 0, 7], [0, 4, 5, 8], [0, 0, 0, 0]])
+    cam = mask_cam(torch.rand(4, 1, 8, 8), torch.ones(4, 1), inside_boxes(boxes, 8, 8)).at_tokens(4)
+    assert cam.maps.shape == (4, 1, 2, 2)
+    assert cam.inside.int().tolist() == [[[1, 1], [1, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
+
+
+def test_cautious_and_generous_labels_agree_on_classes_and_on_background():
+    cautious, generous = torch.tensor([2, 1, 0, 0], dtype=torch.uint8), torch.tensor([2, 3, 4, 0], dtype=torch.uint8)
+    assert agree(cautious, generous).tolist() == [2, 1, 255, 0]
 
 
 def test_boxes_are_top_bottom_left_right_with_ends_excluded():
@@ -66,12 +76,12 @@ def test_the_refined_label_is_the_same_whatever_other_images_are_in_the_batch():
     torch.manual_seed(0)
     images, cam = torch.rand(3, 3, 32, 32), torch.rand(3, 4, 32, 32)
     labels = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
-    boxes = torch.tensor([[0, 32, 0, 32], [0, 32, 0, 32], [4, 30, 2, 20]])
+    inside = inside_boxes(torch.tensor([[0, 32, 0, 32], [0, 32, 0, 32], [4, 30, 2, 20]]), 32, 32)
     par = PixelAdaptiveRefinement((1, 2), 3)
-    together = refine_label(images, cam, labels, 0.25, 0.7, boxes, par)
+    together = refine_label(images, mask_cam(cam, labels, inside), 0.25, 0.7, par)
     for index in range(3):
         one = slice(index, index + 1)
-        alone = refine_label(images[one], cam[one], labels[one], 0.25, 0.7, boxes[one], par)
+        alone = refine_label(images[one], mask_cam(cam[one], labels[one], inside[one]), 0.25, 0.7, par)
         assert torch.equal(together[one], alone)
     assert set(together[1].unique().tolist()) == {0}, "an image with nothing in it is background"
     assert (together[2][:4] == 255).all(), "outside the box is ignored"
@@ -106,10 +116,11 @@ def test_the_maps_of_present_classes_are_those_among_all_and_give_the_same_label
     ):
         for image in range(3):
             torch.testing.assert_close(some[image], every[image, classes[image]])
-        assert torch.equal(roi_mask(every, labels, 0.25, 0.7), roi_mask(some, present, 0.25, 0.7))
-        boxes, par = torch.tensor([[0, 64, 0, 96]] * 3), PixelAdaptiveRefinement((1, 2), 3)
-        expected = refine_label(images.sigmoid(), every, labels, 0.25, 0.7, boxes, par)
-        refined = refine_label(images.sigmoid(), some, present, 0.25, 0.7, boxes, par, classes=classes)
+        every, some = mask_cam(every, labels), mask_cam(some, present, classes=classes)  # noqa: PLW2901
+        assert torch.equal(roi_mask(every, 0.25, 0.7), roi_mask(some, 0.25, 0.7))
+        assert torch.equal(three_way_label(every, 0.25, 0.7), three_way_label(some, 0.25, 0.7))
+        par = PixelAdaptiveRefinement((1, 2), 3)
+        expected, refined = (refine_label(images.sigmoid(), cam, 0.25, 0.7, par) for cam in (every, some))
         assert torch.equal(refined, expected)
         assert {2, 5, 4} <= set(expected.unique().tolist()), "all classes that there are can be seen"
 

@@ -4,15 +4,17 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.train.conftest import GOLDEN, TINY_VIT, drawn_weights, published_shapes, relative_error, tiny_config
 from toco_core.errors import RunError
 from toco_train.config import ModelConfig
-from toco_train.evaluation.miou import confusion_counts, mean_iou, per_class_iou
-from toco_train.method.cam import multi_scale_cam, valid_cam
+from toco_train.evaluation.metrics import confusion_counts, mean_iou, per_class_iou
+from toco_train.inference.predict import Prediction
+from toco_train.method.cam import inside_boxes, mask_cam, multi_scale_cam
 from toco_train.method.losses import balanced_segmentation_loss, class_token_contrast, patch_token_contrast
 from toco_train.method.par import PixelAdaptiveRefinement
-from toco_train.method.pseudo_label import label_from_cam, refine_label, roi_mask, three_way_label, token_affinity
+from toco_train.method.pseudo_label import refine_label, roi_mask, three_way_label, token_affinity
 from toco_train.models.published_weights import load_published_weights
 from toco_train.models.toco import ToCo
 from toco_train.training.schedule import warmup_poly
@@ -65,12 +67,27 @@ def test_balanced_segmentation_loss_equals_the_published_one(golden):
 
 
 def test_labels_from_cams_equal_the_published_ones(golden):
-    cam, labels = golden["cam_label/cam"], golden["cam_label/image_labels"]
-    boxes = golden["cam_label/boxes"]
-    assert torch.equal(valid_cam(cam, labels), golden["cam_label/valid_cam"])
-    assert torch.equal(label_from_cam(cam, labels, 0.5), golden["cam_label/hard"])
-    assert torch.equal(three_way_label(cam, labels, 0.25, 0.7, boxes), golden["cam_label/three_way"])
-    assert torch.equal(roi_mask(cam, labels, 0.25, 0.7), golden["cam_label/roi"].long())
+    labels, inside = golden["cam_label/image_labels"], inside_boxes(golden["cam_label/boxes"], 20, 24)
+    cam = mask_cam(golden["cam_label/cam"], labels, inside)
+    assert torch.equal(cam.maps, golden["cam_label/valid_cam"])
+    assert torch.equal(three_way_label(cam, 0.25, 0.7), golden["cam_label/three_way"])
+    assert torch.equal(roi_mask(cam, 0.25, 0.7), golden["cam_label/roi"].long())
+
+
+def test_labels_from_cams_in_evaluation_equal_the_published_ones(golden):
+    cams, image_labels, hard = (golden[f"cam_label/{name}"] for name in ("cam", "image_labels", "hard"))
+    for cam, known, expected in zip(cams, image_labels.bool(), hard, strict=True):
+        prediction = Prediction(
+            image=Image.new("RGB", (24, 20)),
+            labels=tuple((known.nonzero().flatten() + 1).tolist()),
+            cam=cam[known],
+            aux_cam=cam[known],
+            seg_logits=(),
+            class_scores=torch.empty(0),
+            aux_class_scores=torch.empty(0),
+            token_similarity=0.0,
+        )
+        assert torch.equal(prediction.cam_mask(prediction.cam, 0.5).long(), expected)
 
 
 def test_pixel_adaptive_refinement_equals_the_published_one(golden):
@@ -81,11 +98,11 @@ def test_pixel_adaptive_refinement_equals_the_published_one(golden):
 def test_refined_labels_equal_the_published_ones(golden):
     label = refine_label(
         golden["refine/images"],
-        golden["refine/valid_cam"],
-        golden["refine/image_labels"],
+        mask_cam(
+            golden["refine/valid_cam"], golden["refine/image_labels"], inside_boxes(golden["refine/boxes"], 64, 80)
+        ),
         0.25,
         0.7,
-        golden["refine/boxes"],
         PixelAdaptiveRefinement(),
     )
     assert torch.equal(label, golden["refine/label"].long())

@@ -2,10 +2,10 @@
 
 import torch
 
+from tests.train.method.literal_step import split_mix_64
 from toco_train.method.local_crops import local_crops
 
 SEED = torch.tensor([7])
-MASK_64 = (1 << 64) - 1
 
 
 def position_image(size):
@@ -30,14 +30,6 @@ def test_centres_are_drawn_without_replacement():
     crops, _ = local_crops(position_image(12), torch.zeros(1, 12, 12), SEED, num_crops=25, crop_size=8)
     corners = {(int(c[0, 0, 0]), int(c[1, 0, 0])) for c in crops[0]}
     assert corners == {(row, column) for row in range(5) for column in range(5)}
-
-
-def split_mix_64(seed, number):
-    """The published generator in whole numbers: its output of that number, from 1."""
-    state = (seed + number * 0x9E3779B97F4A7C15) & MASK_64
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK_64
-    return state ^ (state >> 31)
 
 
 def test_the_reference_generator_gives_its_published_first_number():

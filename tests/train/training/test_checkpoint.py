@@ -15,7 +15,7 @@ from toco_train.training.checkpoint import Progress, TrainState, fingerprint
 CONFIG = {"steps": 9, "data": {"path": "/here", "num_workers": 2}, "optimizer": {"betas": [0.9, 0.999]}}
 
 
-def learner(seed=0, scaler=None):
+def new_state(seed=0, scaler=None):
     torch.manual_seed(seed)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}])
@@ -23,13 +23,13 @@ def learner(seed=0, scaler=None):
     return TrainState(model, optimizer, schedule, scaler)
 
 
-def train(learner, steps):
+def train(state, steps):
     for _ in range(steps):
-        learner.optimizer.zero_grad()
-        learner.model(torch.rand(4, 3)).square().mean().backward()
-        learner.optimizer.step()
-        learner.schedule.step()
-    return learner
+        state.optimizer.zero_grad()
+        state.model(torch.rand(4, 3)).square().mean().backward()
+        state.optimizer.step()
+        state.schedule.step()
+    return state
 
 
 @pytest.fixture
@@ -39,16 +39,16 @@ def source(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path, source):
-    """The checkpoint of a learner after 3 steps."""
+    """The checkpoint of a state after 3 steps."""
     path = tmp_path / "step_3.safetensors"
-    train(learner(), 3).save(path, Progress(step=3, best_miou=0.1 + 0.2), CONFIG, source)
+    train(new_state(), 3).save(path, Progress(step=3, best_miou=0.1 + 0.2), CONFIG, source)
     return path
 
 
-def test_a_restored_learner_goes_on_to_the_last_bit(saved, source):
-    uninterrupted = train(train(learner(), 3), 4)
+def test_a_restored_state_goes_on_to_the_last_bit(saved, source):
+    uninterrupted = train(train(new_state(), 3), 4)
     random = torch.get_rng_state()
-    restored = learner(seed=7)
+    restored = new_state(seed=7)
     assert restored.restore(saved, CONFIG, source) == Progress(step=3, best_miou=0.1 + 0.2)
     assert [group["lr"] for group in restored.optimizer.param_groups] == [0.1 / 4, 0.2 / 4]
     train(restored, 4)
@@ -65,8 +65,8 @@ def test_the_scale_of_fp16_is_kept(tmp_path, source):
     path, scalers = tmp_path / "c.safetensors", [torch.amp.GradScaler("cpu", init_scale=s) for s in (1024.0, 4.0)]
     for scaler in scalers:
         scaler.scale(torch.ones(()))
-    learner(scaler=scalers[0]).save(path, Progress(), CONFIG, source)
-    learner(scaler=scalers[1]).restore(path, CONFIG, source)
+    new_state(scaler=scalers[0]).save(path, Progress(), CONFIG, source)
+    new_state(scaler=scalers[1]).restore(path, CONFIG, source)
     assert scalers[1].get_scale() == 1024.0
 
 
@@ -76,16 +76,16 @@ def test_a_checkpoint_is_one_file_that_others_may_read(saved, tmp_path):
 
 
 def test_where_the_data_lies_and_how_many_read_it_may_change_and_nothing_else(saved, source):
-    learner().restore(saved, CONFIG | {"data": {"path": "/there", "num_workers": 0}}, source)
+    new_state().restore(saved, CONFIG | {"data": {"path": "/there", "num_workers": 0}}, source)
     with pytest.raises(RunError, match=r"got optimizer.betas \[0.8, 0.999\] \(the run has \[0.9, 0.999\]\): leave"):
-        learner().restore(saved, CONFIG | {"optimizer": {"betas": [0.8, 0.999]}}, source)
+        new_state().restore(saved, CONFIG | {"optimizer": {"betas": [0.8, 0.999]}}, source)
     with pytest.raises(RunError, match=r"got new 1 \(the run has None\)"):
-        learner().restore(saved, CONFIG | {"new": 1}, source)
+        new_state().restore(saved, CONFIG | {"new": 1}, source)
 
 
 def test_other_data_is_refused(saved, source, tmp_path):
     with pytest.raises(RunError, match="are not those that the run began with"):
-        learner().restore(saved, CONFIG, noise_source(tmp_path, 5))
+        new_state().restore(saved, CONFIG, noise_source(tmp_path, 5))
     assert fingerprint(source) == fingerprint(noise_source(tmp_path, 4))
 
 
@@ -109,11 +109,11 @@ def test_a_pickle_a_half_file_and_foreign_tensors_are_refused_in_one_sentence(sa
     save_file({"weight": torch.zeros(2)}, tmp_path / "foreign")
     for name in (*contents, "foreign", "absent"):
         with pytest.raises(RunError, match=f"checkpoint {tmp_path / name} cannot be read .*: delete it, then --resume"):
-            learner().restore(tmp_path / name, CONFIG, source)
+            new_state().restore(tmp_path / name, CONFIG, source)
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved, source):
-    other = learner()
+    other = new_state()
     other.model = nn.Linear(3, 3)
     with pytest.raises(RunError, match=r"does not fit this version's network: .*size mismatch for weight"):
         other.restore(saved, CONFIG, source)

@@ -32,7 +32,7 @@ from toco_train.commands.train import main
 from toco_train.config import TrainConfig
 from toco_train.data.classes import ClassList
 from toco_train.method.objective import Losses, ToCoObjective
-from toco_train.training.loop import require_one_gpu
+from toco_train.training.accelerator import require_one_gpu
 from toco_train.training.nonfinite import Measurement, PendingStep, raise_if_nonfinite
 from toco_train.training.run_folder import RunFolder
 
@@ -216,10 +216,10 @@ def test_a_gradient_that_overflows_in_fp16_is_left_to_the_scaler_until_it_has_no
     def check(loss, scale):
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         scaler.scale(torch.ones(()))  # makes the scale
-        taken = PendingStep(
+        pending = PendingStep(
             7, 0.1, Measurement(["total"], torch.tensor([loss, float("inf")])), micro_batches=[], losses=[]
         )
-        raise_if_nonfinite(taken, scaler=scaler, run=RunFolder(tmp_path, is_main=False), class_list=NAMES)
+        raise_if_nonfinite(pending, scaler=scaler, run=RunFolder(tmp_path, is_main=False), class_list=NAMES)
 
     check(1.0, scale=65536.0)
     with pytest.raises(TrainingError, match="the gradient is not finite at step 7"):

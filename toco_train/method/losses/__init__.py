@@ -1,13 +1,13 @@
 """The losses of Token Contrast, as pure functions of tensors.
 
 Shapes: B images, D token width, h x w tokens, N = h * w, V views of an image, K width of the projection, C foreground
-classes, H x W pixels. Labels: 0 background, 1..C classes, 255 ignore.
+classes, H x W pixels. Labels: 0 background, 1..C classes, 255 ignored.
 
-Where several processes hold equal shares of a batch, the mean of a loss over them, and of its gradient (which is what
-``DistributedDataParallel`` takes), is that of the whole batch in one process. A loss that divides by what the batch
-holds adds its counts up over the processes for that, so all of them must compute it. Deviation: the published code
-divides by what each GPU holds, and its loss depends on how the images were dealt. Under gradient accumulation "the
-batch" is one micro-batch, over all processes.
+If several processes each hold an equal share of a batch, the mean of a loss over the processes (and the mean of its
+gradients, which ``DistributedDataParallel`` computes) equals the loss of the whole batch in one process. A loss that
+divides by a count therefore sums that count over all processes, so all of them must compute it. Deviation: the
+published code divides by the counts of each GPU, so its loss depends on which GPU got which images. With gradient
+accumulation "the batch" is one micro-batch over all processes.
 """
 
 from toco_train.method.losses.classification import classification_loss

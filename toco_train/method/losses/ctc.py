@@ -15,20 +15,20 @@ _EPSILON = 1e-4
 
 @in_full_precision
 def class_token_contrast(student: Tensor, teacher: Tensor, positive: Tensor, temperature: float) -> Tensor:
-    """Pull the class tokens of uncertain regions to that of the whole image, and push those of background away.
+    """Pull class tokens of uncertain regions towards the whole image's, and push those of background regions away.
 
     Args:
-        student: Projections of all views by the trained head, float ``[B, V, K]``.
-        teacher: Projections of the two global views by its moving average, float ``[B, 2, K]``.
-        positive: Which views are positives, bool ``[B, V]``; the others are negatives of their own image.
+        student: Projections of all views by the student head, float ``[B, V, K]``.
+        teacher: Projections of the two global views by the teacher head, float ``[B, 2, K]``.
+        positive: Which views are positives, bool ``[B, V]``; the others are the negatives of that image.
         temperature: Softmax temperature tau, above 0.
 
     Returns:
-        Scalar, mean over images; finite however small tau is, where the exponentials themselves would overflow.
+        Scalar, mean over images. It is finite even for a tau so small that the exponentials would overflow.
 
     Source: ToCo (CVPR 2023), section 3.4; docs/method.md, step 4.
     """
-    # Step 4 in logarithms: with n = log(N + 1e-4), -log(l / (l + N + 1e-4)) = softplus(n - log l); no exp can overflow.
+    # With n = log(N + 1e-4): -log(l / (l + N + 1e-4)) = softplus(n - log l), and no exp can overflow.
     similarity = teacher.detach().float() @ student.float().transpose(1, 2) / temperature
     is_positive = positive[:, None, :]
     negatives = F.pad(similarity.masked_fill(is_positive, -torch.inf), (1, 0), value=math.log(_EPSILON))

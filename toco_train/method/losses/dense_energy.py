@@ -15,10 +15,10 @@ from toco_core.palette import IGNORE_INDEX
 from toco_train.kernels.gpu import gaussian_filter, runs_kernels
 from toco_train.method.losses.full_precision import in_full_precision
 
-_LEAST_EXPONENT = -87.0  # 2^-87 is 6e-27: below it a CPU falls to denormal numbers, ten times slower
-_LARGEST_TILE = {"cpu": 784, "cuda": 8192}  # one fits a core's cache, the other makes few kernel launches
+_LEAST_EXPONENT = -87.0  # 2^-87 is 6e-27; smaller weights give denormal products, ten times slower on a CPU
+_LARGEST_TILE = {"cpu": 784, "cuda": 8192}  # fits a core's cache; needs few kernel launches
 _MOST_BANDS = 8  # of a tile, one for each thread; more than two were not timed
-_REACH = 6.0  # standard deviations: a weight beyond is below 1.6e-8, a quarter of a rounding step beside 1
+_REACH = 6.0  # standard deviations: a weight further away is below 1.6e-8, a quarter of float32's rounding at 1
 
 
 @in_full_precision
@@ -33,31 +33,31 @@ def dense_energy_loss(
     scale: float = 0.5,
     tile: int | None = None,
 ) -> Tensor:
-    """Compute the dense energy of a soft segmentation: like pixels that are near and alike should agree.
+    """Compute the dense energy of a soft segmentation: nearby pixels of similar colour should have the same label.
 
     ``-sum_k S_k^T W S_k`` with ``W_ij = exp(-|rgb_i - rgb_j|^2 / (2 sigma_rgb^2) - |xy_i - xy_j|^2 / (2 sigma_xy^2))``,
     at ``scale`` of the size (n pixels) where ``sigma_xy`` shrinks with it. Row i is weighted by the gate
-    ``max(0, 1 - max_k S_ik)``, or 1 where the pseudo label is 255: confident pixels are left alone.
+    ``max(0, 1 - max_k S_ik)``, or 1 where the pseudo label is 255: confident pixels get no gradient.
 
-    Cost: on a CPU the symmetric kernel is half made, tile by tile: about ``n^2 (C + 5)`` multiply-adds and ``n^2 / 2``
-    exponentials an image; memory is ``4 * tile^2`` bytes. At 448 x 448, 21 labels: n = 50,176, 63 G multiply-adds,
-    2.5 MB. The pixels are first put in order, and tiles whose pixels are all too far apart to weigh anything in float32
-    are left out: 0.3 to 0.5 of them in photographs, drawings and noise. On a GPU all of it is made, in registers
-    (``toco_train/kernels/gpu.py``): 16 ms for 4 images on an H200, without memory; where Triton is missing as on a
-    CPU, in tiles of 268 MB.
+    Cost: on a CPU half of the symmetric kernel is computed, tile by tile: about ``n^2 (C + 5)`` multiply-adds and
+    ``n^2 / 2`` exponentials for an image; memory is ``4 * tile^2`` bytes. At 448 x 448 with 21 labels: n = 50,176, 63 G
+    multiply-adds, 2.5 MB. The pixels are sorted first, and tiles whose pixels are too far apart to matter in float32
+    are skipped: 0.3 to 0.5 of them in photographs, drawings and noise. On a GPU the whole kernel is computed in
+    registers (``toco_train/kernels/gpu.py``): 16 ms for 4 images on an H200, without extra memory. On a GPU without
+    Triton it is computed in tiles of 268 MB.
 
     Args:
         images: RGB in [0, 255], float ``[B, 3, H, W]``.
         probabilities: Softmax of the segmentation, float ``[B, C + 1, H, W]``.
-        labels: Pseudo labels, integer ``[B, H, W]``; only where they are 255 counts.
+        labels: Pseudo labels, integer ``[B, H, W]``; only whether they are 255 matters.
         valid: 1 inside the image, 0 in the padding, ``[B, H, W]`` float or bool.
         sigma_rgb: Kernel width in colour, in grey levels.
         sigma_xy: Kernel width in position, in pixels at full size.
-        scale: Size at which the energy is taken.
-        tile: Largest side of the square of W that is in memory at a time; None takes what suits the device.
+        scale: Factor of the size at which the energy is computed.
+        tile: Largest side of the part of W that is in memory at a time; None: chosen for the device.
 
     Returns:
-        Scalar, at most 0, mean over images (a sum over pixels: weigh it by something like 1e-7).
+        Scalar, at most 0, mean over images. It is a sum over pixels, so it needs a weight of about 1e-7.
 
     Source: docs/method.md, step 7 (regularised losses, Tang et al., ECCV 2018). Deviation: the exact kernel on the
     training device, where the published code runs an approximate filter in a compiled CPU extension. The gate is a
@@ -76,7 +76,7 @@ def dense_energy_loss(
 
 
 def _kernel_features(images: Tensor, *, sigma_rgb: float, sigma_xy: float) -> Tensor:
-    """Return the point of each pixel in the Gaussian's space, float ``[B, n, 5]``, centred for precision."""
+    """Return each pixel's colour and position in standard deviations, float ``[B, n, 5]``, centred for precision."""
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device, dtype=images.dtype)
     columns = torch.arange(width, device=images.device, dtype=images.dtype)
@@ -86,7 +86,7 @@ def _kernel_features(images: Tensor, *, sigma_rgb: float, sigma_xy: float) -> Te
 
 
 class _DenseEnergy(torch.autograd.Function):
-    """Energy of ``[B, K, H, W]`` probabilities; its gradient reuses the filtered values of the forward pass."""
+    """Energy of probabilities ``[B, K, H, W]``; its gradient reuses the filtered values of the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, probabilities: Tensor, features: Tensor, gate: Tensor, tile: int) -> Tensor:
@@ -106,10 +106,10 @@ class _DenseEnergy(torch.autograd.Function):
 
 
 def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
-    """Return ``values W``, both ``[K, n]``; W is the Gaussian of the points ``[n, 5]``, half of it made."""
+    """Return ``values W``, ``[K, n]``; W is the Gaussian kernel of the points ``[n, 5]``, of which half is computed."""
     number = len(points)
     halvings = max(0, math.ceil(math.log2(number / largest_tile)))
-    # A thread keeps to its own rows of a tile in all that is done with it: what another core wrote last comes slowly.
+    # Each thread keeps its own rows of a tile in every operation: memory that another core wrote last is slow to read.
     bands = min(torch.get_num_threads(), _MOST_BANDS) if points.device.type == "cpu" else 1
     padding = -number % (2**halvings * bands)  # points without a value
     values, points = F.pad(values, (0, padding)), F.pad(points, (0, 0, 0, padding))
@@ -121,9 +121,9 @@ def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
     left = torch.cat([points, -half_norm, one], dim=1)
     right = torch.cat([points, one, -half_norm], dim=1).T.contiguous()
     pairs: Iterable[tuple[int, int]] = combinations_with_replacement(range(len(tiles)), 2)
-    if halvings and points.device.type == "cpu":  # on a GPU the host would wait for the distances
+    if halvings and points.device.type == "cpu":  # on a GPU the host would have to wait for the distances
         pairs = _near_tiles(points.view(*tiles.shape, -1), reach=_REACH * math.sqrt(math.log2(math.e)))
-    # one for all: of new memory the system has to map every page first
+    # Allocated once: the system would have to map every page of new memory.
     kernel = points.new_empty(bands, tile // bands, tile)
     total = torch.zeros_like(values)
     for first, second in pairs:
@@ -139,7 +139,7 @@ def _filtered(values: Tensor, points: Tensor, largest_tile: int) -> Tensor:
 
 
 def _in_tiles(points: Tensor, halvings: int) -> Tensor:
-    """Sort the points ``[n, 5]`` into tiles of near ones: their indices, int64 ``[2 ** halvings, n / 2 ** halvings]``.
+    """Group near points ``[n, 5]`` in tiles; return their indices, int64 ``[2 ** halvings, n / 2 ** halvings]``.
 
     A k-d tree: each part is halved at the median of its widest axis.
     """
@@ -153,7 +153,7 @@ def _in_tiles(points: Tensor, halvings: int) -> Tensor:
 
 
 def _near_tiles(tiles: Tensor, reach: float) -> list[tuple[int, int]]:
-    """Return the pairs ``first <= second`` of the tiles ``[T, n, 5]`` whose boxes come nearer than ``reach``."""
+    """Return the pairs ``first <= second`` of tiles ``[T, n, 5]`` whose bounding boxes are nearer than ``reach``."""
     low, high = tiles.amin(dim=1), tiles.amax(dim=1)
     gap = torch.maximum(low[:, None] - high, low - high[:, None]).clamp(min=0)
     return [(first, second) for first, second in (gap.norm(dim=2) < reach).triu().nonzero().tolist()]

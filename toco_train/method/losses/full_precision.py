@@ -13,7 +13,7 @@ P = ParamSpec("P")
 
 
 def in_full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Compute a loss in float32 also where autocast is on: its products cancel, or are small beside 1."""
+    """Compute a loss in float32 even under autocast: its terms nearly cancel, or are small compared with 1."""
 
     @functools.wraps(loss)
     def compute(*args: P.args, **kwargs: P.kwargs) -> Tensor:

@@ -20,10 +20,10 @@ def patch_token_contrast(features: Tensor, affinity: Tensor) -> Tensor:
             unknown (left out).
 
     Returns:
-        Scalar in [0, 1], in several processes their mean is; 0.5 where no pair is known.
+        Scalar; 0.5 if no pair is known. Its mean over processes is in [0, 1].
 
-    Source: ToCo (CVPR 2023), section 3.3; similarity is |cos| as in the published code (docs/method.md, step 3).
-    Deviation: pairs are counted over all processes, as the top of the package says.
+    Source: ToCo (CVPR 2023), section 3.3; docs/method.md, step 3. The similarity is |cos|, as in the published code.
+    Deviation: pairs are counted over all processes (see the package's docstring).
     """
     tokens = F.normalize(features.flatten(2).float(), dim=1)
     similarity = (tokens.transpose(1, 2) @ tokens).abs()

@@ -16,13 +16,13 @@ def balanced_segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int
     Args:
         logits: float ``[B, C + 1, H, W]``, background first.
         labels: Pseudo labels, int64 ``[B, H, W]``.
-        ignore_index: Label of pixels that do not count.
+        ignore_index: Pixels with this label are ignored.
 
     Returns:
-        Scalar, finite also where one kind of pixel, or every pixel, is missing.
+        Scalar; finite even if there is no pixel of one kind, or none at all.
 
-    Source: docs/method.md, step 6. Deviations: a term with no pixel is 0, where the published code divides by zero;
-    pixels are counted over all processes, as the top of the package says.
+    Source: docs/method.md, step 6. Deviations: a term without pixels is 0, where the published code divides by zero;
+    pixels are counted over all processes (see the package's docstring).
     """
     per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
     background = labels == 0
