@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness.provenance import markdown_table
 from toco_core.cli import run_command
 from toco_core.errors import TocoError
 from toco_core.files import write_atomic
+from toco_core.text import markdown_table
 
 ROOT = Path(__file__).parents[1]
 REPORTS = Path("benchmarks", "results")

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from toco_core.errors import DataError
+from toco_core.text import one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_IMAGE_PIXELS = 89_478_485  # where Pillow begins to warn; 256 MiB as RGB
@@ -133,5 +134,5 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except DataError as error:
         raise DataError(f"image {path} cannot be used: {error}; convert it or take it out of the data") from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged data, and each is this image's fault
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(f"image {path} cannot be decoded ({reason}); replace it or take it out of the data") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toco_core.errors import DataError, ImageSizeError, ServeError, TocoError
+from toco_core.text import one_line
 
 # Errors that the models name at the start of their sentence.
 _NAMED_ERRORS: dict[str, type[TocoError]] = {"ImageSizeError": ImageSizeError, "DataError": DataError}
@@ -51,7 +52,7 @@ def error_from_triton(error: Any, url: str, timeout_s: float) -> TocoError:
         A ``TransientError`` where asking again may help, else the error that the model names, or a ``ServeError``.
     """
     status = str(error.status()).removeprefix("StatusCode.")
-    message = " ".join(str(error.message()).split()).removeprefix("[request id: <id_unknown>] ")
+    message = one_line(error.message()).removeprefix("[request id: <id_unknown>] ")
     if status == "DEADLINE_EXCEEDED" or "Request timeout expired" in message:
         return DeadlineError(f"{url} did not answer within {timeout_s:g} s; allow more time or ask for less")
     if any(sign in message for sign in _STOPPING):

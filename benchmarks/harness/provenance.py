@@ -19,11 +19,6 @@ from toco_core import __version__
 from toco_core.files import write_atomic
 
 
-def one_line(error: Exception) -> str:
-    """Return what an error says, short enough for a table's foot."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
-
-
 def provenance(device: torch.device, module: str, argv: Sequence[str] | None) -> dict[str, Any]:
     """Return what a figure depends on beside the code: machine, versions, date, command."""
     on_gpu = device.type == "cuda"
@@ -52,12 +47,6 @@ def provenance_text(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
     load = "" if found["load_average"] is None else f"; load average {found['load_average']:.1f}"
     return f"{found['device']}; host {found['host']}{load}; {versions}; {found['date']}.\n\n`{found['command']}`"
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay cells out as a Markdown table."""
-    lines = ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def save_report(path: Path, result: Mapping[str, Any], text: str) -> None:

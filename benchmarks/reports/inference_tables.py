@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.processes import in_words
-from benchmarks.harness.provenance import markdown_table, provenance_text
+from benchmarks.harness.provenance import provenance_text
 from benchmarks.harness.timing import SPREAD, ratio_cell, spread_cell
+from toco_core.text import markdown_table
 
 METHOD = """\
 Each call is timed from the host, from an idle device to an idle device: the latency of one batch, with input and output

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.harness.processes import in_words
-from benchmarks.harness.provenance import markdown_table, provenance_text
+from benchmarks.harness.provenance import provenance_text
 from benchmarks.harness.timing import SPREAD, ratio_cell, spread_cell
+from toco_core.text import markdown_table
 
 METHOD = """\
 Measured in {processes}, with a server for each. One at a time: the four calls take turns, {repeats} rounds in a process

@@ -11,6 +11,7 @@ from PIL import Image
 from toco_core.config import read_yaml
 from toco_core.errors import DataError
 from toco_core.palette import UInt8Array
+from toco_core.sampling import evenly_spaced
 from toco_train.runs.layout import CONFIG_FILE
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -49,8 +50,7 @@ def sample_images(folder: Path, count: int) -> list[Path]:
             f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); the export is checked with real images: "
             "give a folder of them with --images"
         )
-    chosen = np.linspace(0, len(files) - 1, num=min(count, len(files)))
-    return [files[round(float(index))] for index in chosen]
+    return list(evenly_spaced(files, count))
 
 
 def load_images(files: Sequence[Path], height: int, width: int) -> UInt8Array:

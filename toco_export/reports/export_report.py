@@ -13,6 +13,7 @@ from rich.table import Table
 from toco_core.files import write_atomic
 from toco_core.html import page, table
 from toco_core.manifest import Manifest, Parity
+from toco_core.text import markdown_table
 from toco_export.parity.verification import Verification
 from toco_export.reports.comparison_images import comparison_strip
 
@@ -55,8 +56,7 @@ class ExportReport:
         """Return the report as Markdown; images are in the other form."""
         parts = [f"# Export of {self.manifest.backbone}", f"**{self.verdict()}**", *self.verification.failures]
         for title, headings, rows in self._tables():
-            lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-            parts += [f"## {title}", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+            parts += [f"## {title}", markdown_table(headings, rows)]
         parts += ["## What was made", "\n".join(f"- {note}" for note in self._notes())]
         return "\n\n".join(parts) + "\n"
 

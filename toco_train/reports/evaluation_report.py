@@ -11,6 +11,7 @@ from pathlib import Path
 from toco_core import __version__
 from toco_core.errors import RunError
 from toco_core.files import write_atomic
+from toco_core.text import listed, markdown_table, percent
 from toco_train.evaluation.boundary_iou import BOUNDARY_RATIO
 from toco_train.evaluation.evaluate import Evaluation, evaluation_numbers
 from toco_train.evaluation.metrics import ClassScores, Scores
@@ -21,7 +22,6 @@ CLASS_COLUMNS = (
     "label", "IoU CAM", "IoU aux CAM", "IoU segmentation", "boundary IoU CAM", "boundary IoU aux CAM",
     "boundary IoU segmentation", "AP", "AP aux", "F1", "F1 aux",
 )  # fmt: skip
-_MOST_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class EvaluationReport:
     def notes(self) -> list[str]:
         """Say which number is which, one sentence or two each."""
         evaluation, segment = self.evaluation, self.segment
-        seen = f"scale{'s' * (len(segment.scales) > 1)} {_listed(segment.scales)}{' with flips' * segment.flip}"
+        seen = f"scale{'s' * (len(segment.scales) > 1)} {listed(segment.scales)}{' with flips' * segment.flip}"
         notes = [
             f"segmentation: argmax of the decoder, {seen}. No tags are given; this is the mask that is exported and "
             "served (there at one scale, without flips and CRF).",
-            f"CAM, aux CAM: label maps of the activation maps (scales {_listed(self.cam_scales)} with flips, "
+            f"CAM, aux CAM: label maps of the activation maps (scales {listed(self.cam_scales)} with flips, "
             f"background at or below {self.background:g}) given each image's true tags: how good pseudo labels are, "
             "not what an image without tags gets.",
             "mIoU: IoU of each label over the pixels of all images together, at each image's own size; then the mean "
@@ -87,7 +87,7 @@ class EvaluationReport:
         absent = [name for name, iou in zip(self.labels, evaluation.seg.iou, strict=True) if math.isnan(iou)]
         if absent:
             notes.append(
-                f"absent: no ground truth here holds {_listed(absent)}. Such a label shows '-' and is left out of "
+                f"absent: no ground truth here holds {listed(absent)}. Such a label shows '-' and is left out of "
                 "every mean; a pixel that is taken for it still counts as wrong for its true label."
             )
         return notes
@@ -117,17 +117,21 @@ class EvaluationReport:
     def markdown(self) -> str:
         """Return the report as Markdown; numbers in per cent."""
         evaluation = self.evaluation
-        heading = (
-            f"# Evaluation of {self.run.name}\n\n{evaluation.num_images} images of the {self.split} split of "
-            f"`{self.data}`; all numbers but the token similarity ({evaluation.token_similarity:.3f}) in per cent.\n"
+        return "\n\n".join(
+            [
+                f"# Evaluation of {self.run.name}",
+                f"{evaluation.num_images} images of the {self.split} split of `{self.data}`; all numbers but the token "
+                f"similarity ({evaluation.token_similarity:.3f}) in per cent.",
+                markdown_table(("mask", "mIoU", "boundary mIoU", "pixel accuracy"), mask_rows(evaluation)),
+                markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation)),
+                "## Which number is which",
+                "\n".join(f"- {note}" for note in self.notes()),
+                "## Each class",
+                markdown_table(CLASS_COLUMNS, self.class_rows()),
+                "## Confusion of the segmentation",
+                f"![Which label the segmentation takes for which]({self.stem}.png)\n",
+            ]
         )
-        masks = _markdown_table(("mask", "mIoU", "boundary mIoU", "pixel accuracy"), mask_rows(evaluation))
-        heads = _markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation))
-        classes = _markdown_table(CLASS_COLUMNS, self.class_rows())
-        notes = "\n".join(f"- {note}" for note in self.notes())
-        image = f"![Which label the segmentation takes for which]({self.stem}.png)"
-        return "\n".join([heading, masks, heads, "## Which number is which\n", notes, "\n## Each class\n", classes,
-                          "## Confusion of the segmentation\n", image, ""])  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
         """Write JSON, Markdown and image, each whole or not at all, and return their paths.
@@ -174,21 +178,3 @@ def head_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     """Return for each class head its name, mAP and mean F1."""
     heads: list[tuple[str, ClassScores]] = [("final tokens", evaluation.cls), ("auxiliary tokens", evaluation.aux_cls)]
     return [(name, percent(head.mean_average_precision), percent(head.mean_f1)) for name, head in heads]
-
-
-def percent(value: float) -> str:
-    """Return a share in per cent with one decimal, or a dash for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _listed(values: Sequence[object]) -> str:
-    """Return values with commas, as many as a sentence bears."""
-    shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values[:_MOST_NAMES])
-    return shown + (f" and {len(values) - _MOST_NAMES} more" if len(values) > _MOST_NAMES else "")
-
-
-def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, the first column to the left."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from toco_core.palette import UInt8Array
+from toco_core.sampling import evenly_spaced
 from toco_train.config import CamConfig
-from toco_train.data.source import DataSource, Sample, spread, with_masks
+from toco_train.data.source import DataSource, Sample, with_masks
 from toco_train.inference.predict import predict
 from toco_train.inference.preview import PREDICTION_TITLES, labelled, prediction_row
 from toco_train.inference.pseudo_labels import LabelConfig, Labeller
@@ -47,7 +48,8 @@ def choose(source: DataSource, image_iou: Sequence[float] | None) -> list[Exhibi
         The best first, then those around the median, then the worst with the very worst first; no image twice.
     """
     if image_iou is None:
-        return [Exhibit("images", sample, math.nan) for sample in spread(source.val or source.train, _WITHOUT_TRUTH)]
+        samples = evenly_spaced(source.val or source.train, _WITHOUT_TRUTH)
+        return [Exhibit("images", sample, math.nan) for sample in samples]
     scored = [
         (iou, sample) for iou, sample in zip(image_iou, with_masks(source.val), strict=True) if not math.isnan(iou)
     ]

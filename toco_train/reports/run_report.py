@@ -21,16 +21,18 @@ from toco_core.errors import RunError
 from toco_core.files import write_atomic
 from toco_core.html import image_strip, page, table
 from toco_core.palette import IGNORE_INDEX, colour_mask
+from toco_core.sampling import evenly_spaced
+from toco_core.text import percent
 from toco_train.analysis.figures import similarity_chart
 from toco_train.analysis.token_similarity import Subject, run_subject, similarity_by_block
 from toco_train.config import TrainConfig
 from toco_train.data.classes import ClassList
-from toco_train.data.source import DataSource, spread
+from toco_train.data.source import DataSource
 from toco_train.evaluation.evaluate import Evaluation
 from toco_train.inference.predict import SegmentConfig
 from toco_train.models.toco import ToCo
 from toco_train.reports.confusion_matrix import confusion_figure
-from toco_train.reports.evaluation_report import CLASS_COLUMNS, EvaluationReport, head_rows, mask_rows, percent
+from toco_train.reports.evaluation_report import CLASS_COLUMNS, EvaluationReport, head_rows, mask_rows
 from toco_train.reports.gallery import Exhibit, choose, exhibit_images
 from toco_train.reports.history_charts import history_charts
 from toco_train.runs.history import History, read_history
@@ -196,7 +198,7 @@ def _caption(exhibit: Exhibit, classes: Sequence[str]) -> str:
 
 
 def _similarity(subject: Subject, source: DataSource) -> Iterator[str]:
-    samples = spread(source.val or source.train, SIMILARITY_IMAGES)
+    samples = evenly_spaced(source.val or source.train, SIMILARITY_IMAGES)
     with themed():
         figure = similarity_chart([similarity_by_block(subject, samples, _BATCH_SIZE)], size=(4.8, 3.0))
     yield "<h2>How alike patch tokens become</h2>"

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from toco_core.errors import ConfigError, DataError
+from toco_core.text import one_line
 from toco_train.config import Phase, TrainConfig
 from toco_train.data.augmentation import Augmentation
 from toco_train.data.loader import Batch, training_batches
@@ -274,9 +275,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"mixed_precision {config.mixed_precision} does not work here ({reason}): use --mixed_precision no"
+            f"mixed_precision {config.mixed_precision} does not work here ({one_line(error)}): use --mixed_precision no"
         ) from error
     if config.mixed_precision == "fp16" and accelerator.scaler is None:  # accelerate would compute in float32 instead
         raise ConfigError(

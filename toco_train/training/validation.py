@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable
 
+from toco_core.sampling import evenly_spaced
 from toco_train.config import TrainConfig
-from toco_train.data.source import DataSource, Sample, spread, with_masks
+from toco_train.data.source import DataSource, Sample, with_masks
 from toco_train.distributed import rank, world_size
 from toco_train.evaluation.evaluate import Evaluation, evaluate, evaluation_numbers
 from toco_train.inference.predict import predict
@@ -65,7 +66,7 @@ def validate(
     began = time.perf_counter()
     model.eval()
     try:
-        samples = spread(source.val, config.evaluation.max_images)
+        samples = evenly_spaced(source.val, config.evaluation.max_images)
         _draw(model, samples, source, progress.step, config=config, run=run)
         evaluation = score(samples)
         changes: dict[str, object] = {"evaluated": progress.step}
@@ -93,7 +94,7 @@ def _draw(
     model: ToCo, samples: tuple[Sample, ...], source: DataSource, step: int, *, config: TrainConfig, run: RunFolder
 ) -> None:
     """Draw the predictions of some samples, in the first process."""
-    shown = spread(samples, _SAMPLE_ROWS)
+    shown = evenly_spaced(samples, _SAMPLE_ROWS)
     if not shown or rank() != 0:
         return
     predictions = predict(model, shown, config.cam.scales, config.evaluation.batch_size)
