@@ -1,4 +1,4 @@
-"""The report of an evaluation: what its numbers mean, as text, JSON, Markdown and an image."""
+"""The report of an evaluation, as JSON, Markdown and an image of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ CLASS_COLUMNS = (
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """An evaluation and all that must be known to read it.
+    """An evaluation and its settings.
 
     Attributes:
         evaluation: The scores.
         run: The run folder of the network.
         data: The data set.
-        split: Which of its splits.
+        split: Split of the data set: ``train`` or ``val``.
         classes: Foreground class names.
         cam_scales: Scales of the CAM.
-        background: Threshold of the CAM's label.
+        background: Background threshold of the CAM.
         segment: Scales of the segmentation.
         crf: Whether the masks were refined by a dense CRF.
     """
@@ -57,43 +57,43 @@ class EvaluationReport:
 
     @property
     def stem(self) -> str:
-        """Name of its files without suffix: evaluations with other settings stand beside each other."""
+        """File name without suffix; different settings give different names."""
         scales = [] if self.segment.scales == (1.0,) else [f"{scale:g}" for scale in self.segment.scales]
         return "-".join([self.split, *scales, *["flip"] * self.segment.flip, *["crf"] * self.crf])
 
     def notes(self) -> list[str]:
-        """Say which number is which, one sentence or two each."""
+        """Return what each number means, in one or two sentences each."""
         evaluation, segment = self.evaluation, self.segment
         seen = f"scale{'s' * (len(segment.scales) > 1)} {listed(segment.scales)}{' with flips' * segment.flip}"
         notes = [
             f"segmentation: argmax of the decoder, {seen}. No tags are given; this is the mask that is exported and "
             "served (there at one scale, without flips and CRF).",
             f"CAM, aux CAM: label maps of the activation maps (scales {listed(self.cam_scales)} with flips, "
-            f"background at or below {self.background:g}) given each image's true tags: how good pseudo labels are, "
-            "not what an image without tags gets.",
+            f"background at or below {self.background:g}) with each image's true tags given. They tell how good pseudo "
+            "labels are, not how good the mask of an image without tags is.",
             "mIoU: IoU of each label over the pixels of all images together, at each image's own size; then the mean "
-            "over background and classes. Pixels whose truth is 255 count nowhere.",
-            f"boundary IoU: the same over the pixels at most {100 * BOUNDARY_RATIO:g} % of the image's diagonal from "
-            "an edge of their region (Cheng et al., CVPR 2021).",
-            "AP, F1: how well the class heads tell an image's tags, F1 at probability 0.5; mAP and mean F1 are over "
-            "the classes that some image is tagged with.",
+            "over background and classes. Pixels labelled 255 in the ground truth are ignored.",
+            f"boundary IoU: the same over the pixels within {100 * BOUNDARY_RATIO:g} % of the image's diagonal of an "
+            "edge of their region (Cheng et al., CVPR 2021).",
+            "AP, F1: how well the class heads predict an image's tags, F1 at probability 0.5; mAP and mean F1 are over "
+            "the classes that occur among the tags.",
         ]
         if self.crf:
             notes.insert(
                 2,
-                "CRF: all three masks are refined by a dense CRF with the published parameters; it sees an image of "
-                f"more than {MAX_CRF_PIXELS:,} pixels at that size.",
+                "CRF: all three masks are refined by a dense CRF with the published parameters; larger images "
+                f"are reduced to {MAX_CRF_PIXELS:,} pixels for it.",
             )
         absent = [name for name, iou in zip(self.labels, evaluation.seg.iou, strict=True) if math.isnan(iou)]
         if absent:
             notes.append(
                 f"absent: no ground truth here holds {listed(absent)}. Such a label shows '-' and is left out of "
-                "every mean; a pixel that is taken for it still counts as wrong for its true label."
+                "every mean. Pixels that are predicted as it still count as wrong for their true label."
             )
         return notes
 
     def numbers(self) -> dict[str, object]:
-        """Return everything for JSON; rows of ``confusion`` are truth, columns prediction, in pixels."""
+        """Return the JSON report; ``confusion`` counts pixels, rows by true label, columns by predicted label."""
         confusion = dict(zip(("cam", "aux_cam", "seg"), self.evaluation.confusion.tolist(), strict=True))
         return {
             "toco": __version__,
@@ -124,12 +124,12 @@ class EvaluationReport:
                 f"similarity ({evaluation.token_similarity:.3f}) in per cent.",
                 markdown_table(("mask", "mIoU", "boundary mIoU", "pixel accuracy"), mask_rows(evaluation)),
                 markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation)),
-                "## Which number is which",
+                "## What each number means",
                 "\n".join(f"- {note}" for note in self.notes()),
                 "## Each class",
                 markdown_table(CLASS_COLUMNS, self.class_rows()),
                 "## Confusion of the segmentation",
-                f"![Which label the segmentation takes for which]({self.stem}.png)\n",
+                f"![Confusion matrix of the segmentation]({self.stem}.png)\n",
             ]
         )
 
@@ -140,7 +140,7 @@ class EvaluationReport:
             RunError: The folder cannot be written.
         """
         paths = [folder / f"{self.stem}{suffix}" for suffix in (".json", ".md", ".png")]
-        title = f"segmentation, {self.split}: share of the true label's pixels taken for each label"
+        title = f"segmentation, {self.split}: share of each true label's pixels by predicted label"
         try:
             write_atomic(paths[0], json.dumps(self.numbers(), allow_nan=False) + "\n")
             write_atomic(paths[1], self.markdown())
@@ -150,7 +150,7 @@ class EvaluationReport:
         return paths
 
     def class_rows(self) -> Iterable[Sequence[str]]:
-        """Yield the row of each label, as ``CLASS_COLUMNS`` says, in per cent."""
+        """Yield a row per label with the columns ``CLASS_COLUMNS``, in per cent."""
         evaluation = self.evaluation
         masks = (evaluation.cam, evaluation.aux_cam, evaluation.seg)
         heads = (evaluation.cls, evaluation.aux_cls)
@@ -162,7 +162,7 @@ class EvaluationReport:
 
 
 def mask_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Return for each kind of mask its name, mIoU, boundary mIoU and pixel accuracy."""
+    """Return a row per kind of mask: name, mIoU, boundary mIoU, pixel accuracy."""
     kinds: list[tuple[str, Scores]] = [
         ("CAM, tags given", evaluation.cam),
         ("aux CAM, tags given", evaluation.aux_cam),
@@ -175,6 +175,6 @@ def mask_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 
 def head_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Return for each class head its name, mAP and mean F1."""
+    """Return a row per class head: name, mAP, mean F1."""
     heads: list[tuple[str, ClassScores]] = [("final tokens", evaluation.cls), ("auxiliary tokens", evaluation.aux_cls)]
     return [(name, percent(head.mean_average_precision), percent(head.mean_f1)) for name, head in heads]
