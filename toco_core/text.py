@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 MAX_REASON_LENGTH = 300
 MAX_LISTED = 12
@@ -32,8 +33,16 @@ def percent(share: float | None) -> str:
     return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table without a line end after it: the first column to the left, the others to the right."""
+def markdown_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], align: Literal["left", "right"] = "right"
+) -> str:
+    """Return a Markdown table without a line end after it.
+
+    Args:
+        columns: Headings.
+        rows: Cells of each row.
+        align: Alignment of all columns except the first, which is aligned to the left.
+    """
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (columns, *rows)]
-    lines.insert(1, ["---", *["---:"] * (len(columns) - 1)])
+    lines.insert(1, ["---", *["---:" if align == "right" else "---"] * (len(columns) - 1)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -28,6 +28,10 @@ def test_a_share_without_a_value_is_a_dash():
     assert [percent(share) for share in (0.1234, 1, 0.0, math.nan, None)] == ["12.3", "100.0", "0.0", "-", "-"]
 
 
+def test_a_table_of_texts_is_aligned_to_the_left():
+    assert markdown_table(("a", "b"), [("1", "2")], align="left") == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
 def test_a_pipe_in_a_cell_or_heading_does_not_end_the_cell():
     assert markdown_table(("label", "IoU |x|"), [("a|b", "1"), ("c", "2")]) == (
         "| label | IoU \\|x\\| |\n| --- | ---: |\n| a\\|b | 1 |\n| c | 2 |"
