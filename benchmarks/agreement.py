@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.provenance import markdown_table
 from toco_core.cli import run_command
 from toco_core.errors import ConfigError
+from toco_core.text import markdown_table
 
 CELL = ("backend", "size", "batch")  # what tells the cells of a list apart
 

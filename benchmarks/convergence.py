@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.provenance import provenance, provenance_text, save_report
 from toco_core.charts import Curve, curve_chart, save_figure
 from toco_core.cli import run_command
 from toco_core.errors import TocoError
+from toco_core.text import markdown_table, percent
 from toco_train.config import load_config
 from toco_train.reports.history_charts import MASKS
 from toco_train.runs.history import History, read_history
@@ -105,7 +106,7 @@ def as_markdown(result: Mapping[str, Any], figure: str) -> str:
     last = result["steps"][-1]
     rows = [
         [str(line["step"]), str(line["evaluation"]["num_images"]),
-         *(f"{100 * line['evaluation'][kind]['mean_iou']:.1f}" for kind in MASKS)]
+         *(percent(line['evaluation'][kind]['mean_iou']) for kind in MASKS)]
         for line in evaluations
     ]  # fmt: skip
     return "\n\n".join([

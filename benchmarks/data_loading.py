@@ -33,9 +33,10 @@ import toco_train.data.loader
 from benchmarks.harness.images import SIZE, write_images
 from benchmarks.harness.phase_clock import PhaseClock
 from benchmarks.harness.processes import Found, add_processes_argument, in_processes, in_words
-from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.provenance import provenance, provenance_text, save_report
 from benchmarks.harness.timing import SPREAD, interleaved, ratio_cell, spread_cell
 from toco_core.cli import run_command
+from toco_core.text import markdown_table
 from toco_train.config import AugmentationConfig
 from toco_train.data.augmentation import Augmentation, Views, _blurred
 from toco_train.data.loader import training_batches

@@ -32,10 +32,12 @@ from toco_core.files import write_atomic
 from toco_core.fitting import Size, fit_to_network
 from toco_core.images import read_image
 from toco_core.manifest import Manifest, read_manifest
+from toco_core.sampling import evenly_spaced
+from toco_core.text import percent
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_train.config import load_config
 from toco_train.data.opening import open_source
-from toco_train.data.source import DataSource, Sample, read_mask, spread, with_masks
+from toco_train.data.source import DataSource, Sample, read_mask, with_masks
 from toco_train.evaluation.miou import confusion_counts, mean_iou
 from toco_train.inference.predict import predict
 from toco_train.inference.preview import PREDICTION_TITLES, prediction_row, save_grid
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.rule("[bold]Serve and ask by gRPC")
     console.print(f"$ toco-serve {repository} --grpc-port 0 --http-port 0 --metrics-port 0", style="cyan")
     with EmbeddedTriton(repository, ports=Ports(0, 0, 0)) as triton:
-        shown = spread(held_back(source), IMAGE_ROWS)
+        shown = evenly_spaced(held_back(source), IMAGE_ROWS)
         files = [str(sample.image) for sample in shown]
         masks = arguments.out / f"masks-{name}"
         run_step(console, "", ["toco-predict", *files, "--url", triton.grpc_url, "--out", str(masks)], shown=3)
@@ -138,7 +140,7 @@ def examine(client: Client, run: Path, repository: Path, source: DataSource, ima
     sizes = read_manifest(repository).sizes
     session = onnxruntime.InferenceSession(repository / "toco" / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     mismatched = compared = 0
-    for sample in spread(samples, COMPARED_IMAGES):
+    for sample in evenly_spaced(samples, COMPARED_IMAGES):
         pixels = np.asarray(fit_to_network(read_image(sample.image), sizes))[None]
         exported = session.run(["mask"], {"image": pixels})[0]
         mismatched += int((client.segment_tensor(pixels)[0].mask != exported[0]).sum())
@@ -185,7 +187,7 @@ def draw(client: Client, run: Path, source: DataSource, image: Path) -> None:
     """Write the grid: image, aux CAM, CAM, predicted mask, mask as served, truth."""
     model = load_run(run)
     config = load_config(None, run / "config.yaml", {})
-    shown = spread(tuple(sample for sample in held_back(source) if sample.labels), IMAGE_ROWS)
+    shown = evenly_spaced(tuple(sample for sample in held_back(source) if sample.labels), IMAGE_ROWS)
     rows = []
     for sample, prediction in zip(shown, predict(model, shown, config.cam.scales, 1), strict=True):
         own = prediction_row(sample, prediction, source.class_list.rgb)
@@ -226,14 +228,14 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_column(justify="right")
     names = {"cam": "CAM", "aux_cam": "aux CAM", "seg": "segmentation", "served": "segmentation as served"}
     for kind, value in summary["miou"].items():
-        table.add_row(f"mIoU {names[kind]}", f"{100 * value:.1f} %")
+        table.add_row(f"mIoU {names[kind]}", f"{percent(value)} %")
     if summary["token_similarity"] is not None:
         table.add_row("mean pairwise |cosine| of final tokens", f"{summary['token_similarity']:.3f}")
     table.add_section()
     for file, num_bytes in summary["artefacts"].items():
         table.add_row(f"size of {file}", f"{num_bytes / 1e6:.1f} MB")
     for file, agreement in summary["parity"].items():
-        table.add_row(f"pixels as PyTorch, {file} (worst size)", f"{100 * agreement:.3f} %")
+        table.add_row(f"pixels as PyTorch, {file} (worst size)", f"{agreement:.3%}")
     pixels = summary["served_pixels"]
     table.add_row("served pixels unlike the exported model's", f"{pixels['different']} of {pixels['compared']:,}")
     table.add_section()

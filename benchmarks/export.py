@@ -27,11 +27,12 @@ from safetensors.torch import save_file
 from benchmarks.cases.recipe import recipe
 from benchmarks.harness.images import write_images
 from benchmarks.harness.processes import Found, in_another
-from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.provenance import provenance, provenance_text, save_report
 from benchmarks.harness.timing import SPREAD, Series, spread_cell
 from toco_core.cli import run_command
 from toco_core.errors import ExportError
 from toco_core.manifest import read_manifest
+from toco_core.text import markdown_table
 from toco_export.config import ExportConfig
 from toco_train.models.toco import ToCo
 from toco_train.runs.layout import CONFIG_FILE, WEIGHTS_FILE

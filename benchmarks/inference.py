@@ -25,7 +25,7 @@ from benchmarks.cases.backends import BACKENDS, SLOW_ON_A_CPU, WARMUP_CALLS, Ben
 from benchmarks.cases.recipe import add_network_arguments
 from benchmarks.harness.peaks import Roofline, gemm_peak, memory_peak
 from benchmarks.harness.processes import Found, add_processes_argument, in_processes
-from benchmarks.harness.provenance import one_line, provenance, save_report
+from benchmarks.harness.provenance import provenance, save_report
 from benchmarks.harness.timing import Series, interleaved, warm_up
 from benchmarks.reports.inference_charts import grid_chart, roofline_chart
 from benchmarks.reports.inference_tables import as_markdown
@@ -33,6 +33,7 @@ from toco_core.charts import save_figure
 from toco_core.cli import run_command
 from toco_core.manifest import Profile, Shape
 from toco_core.memory import available_memory
+from toco_core.text import one_line
 
 MIN_CALLS, MAX_CALLS = 8, 200
 MIN_CALLS_FOR_P99 = 50
@@ -159,7 +160,7 @@ class Grid:
                 once = warm_up(call, device, WARMUP_CALLS)
             except Exception as error:  # each library has its own families; whatever it is, the others are still timed
                 where = f"from {size} px, batch {batch}: " if name in self._rates else ""
-                self.found["left_out"][name] = where + one_line(error)
+                self.found["left_out"][name] = where + f"{type(error).__name__}: {one_line(error)}"
                 continue
             self._rates[name] = max(self._rates.get(name, 0.0), self.flops(size, batch) / once)
             if once > self._call_limit:

@@ -27,10 +27,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.provenance import provenance, provenance_text, save_report
 from toco_core.charts import save_figure
 from toco_core.cli import run_command
 from toco_core.errors import TocoError
+from toco_core.text import markdown_table
 from toco_train.analysis.figures import similarity_chart
 from toco_train.analysis.token_similarity import BlockSimilarity, run_subject, similarity_by_block
 from toco_train.config import load_config

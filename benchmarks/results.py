@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness.provenance import markdown_table
 from toco_core.cli import run_command
 from toco_core.errors import TocoError
 from toco_core.files import write_atomic
+from toco_core.text import markdown_table, percent
 
 ROOT = Path(__file__).parents[1]
 REPORTS = Path("benchmarks", "results")
@@ -147,7 +147,7 @@ def _demo_text(summary: Mapping[str, Any], stem: str, *, image: bool) -> str:
     score = {"cam": "CAM", "aux_cam": "auxiliary CAM", "seg": "segmentation", "served": "masks as served"}
     latency = {"tensor": "tensor", "photograph": "encoded image"}
     rows = [
-        *([f"mIoU, {score[kind]}", f"{100 * value:.1f} %"] for kind, value in summary["miou"].items()),
+        *([f"mIoU, {score[kind]}", f"{percent(value)} %"] for kind, value in summary["miou"].items()),
         *([["mean absolute cosine of pairs of final tokens", f"{summary['token_similarity']:.3f}"]]
           if summary["token_similarity"] is not None else []),
         *([f"size of `{file}`", f"{size / 1e6:.1f} MB"] for file, size in summary["artefacts"].items()),
@@ -167,10 +167,10 @@ def _demo_text(summary: Mapping[str, Any], stem: str, *, image: bool) -> str:
 def index_page(reports: Sequence[Report]) -> str:
     """Return benchmarks/results/README.md: each report with its machine, date and command."""
     rows = [
-        [f"[{report.name}]({report.file})", report.machine, report.date, f"`{_one_line(report.command)}`"]
+        [f"[{report.name}]({report.file})", report.machine, report.date, f"`{_first_command(report.command)}`"]
         for report in reports
     ]
-    table = markdown_table(["report", "machine", "date", "command"], rows).replace("--:", "---")
+    table = markdown_table(["report", "machine", "date", "command"], rows, align="left")
     return f"# Reports\n\n{_MADE}\n\n{table}\n"
 
 
@@ -200,7 +200,7 @@ def _section(report: Report) -> Iterator[str]:
     yield f"[Full report]({base}/{report.file})"
 
 
-def _one_line(command: str) -> str:
+def _first_command(command: str) -> str:
     """Return the first command of several, with a mark where there are more."""
     first, *more = [line for line in command.splitlines() if not line.startswith(" ")]
     return first + (" ..." if more else "")

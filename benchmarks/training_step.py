@@ -32,10 +32,11 @@ from benchmarks.cases.training_run import (
 )
 from benchmarks.harness.peaks import Precision, gemm_peak
 from benchmarks.harness.processes import Found, add_processes_argument, in_another, in_processes, in_words
-from benchmarks.harness.provenance import markdown_table, one_line, provenance, provenance_text, save_report
+from benchmarks.harness.provenance import provenance, provenance_text, save_report
 from benchmarks.harness.timing import SPREAD, Series, interleaved, ratio_cell, spread_cell, synchronise, warm_up
 from toco_core.cli import run_command
 from toco_core.memory import peak_memory
+from toco_core.text import markdown_table, one_line
 from toco_train.config import TrainConfig
 from toco_train.models.toco import ToCo
 
@@ -115,7 +116,7 @@ def measure(
         try:
             memory[name] = process_memory(name, config)
         except Exception as error:  # no compiler on this machine, or too little memory: time the others
-            left_out[name] = one_line(error)
+            left_out[name] = f"{type(error).__name__}: {one_line(error)}"
     fitting = [name for name in names if name not in left_out]
     *_, found = in_processes(processes, time_steps, fitting, config, device, repeats)
     memory |= found["memory_bytes"]
@@ -158,7 +159,7 @@ def time_steps(names: Sequence[str], config: TrainConfig, device: torch.device, 
             if device.type == "cuda":
                 memory[name] = gpu_memory(run, device, before)
         except Exception as error:  # no compiler on this machine, or too little memory: time the others
-            left_out[name] = one_line(error)
+            left_out[name] = f"{type(error).__name__}: {one_line(error)}"
             continue
         runs[name] = run
         graphs[name] = counters["stats"]["unique_graphs"] - sum(graphs.values())

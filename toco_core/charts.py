@@ -1,4 +1,4 @@
-"""Charts of numbers: one look, colours that every kind of colour vision tells apart, and two ways out of matplotlib."""
+"""Charts with matplotlib: one style, colours that colour-blind readers can tell apart, PNG, SVG or inline SVG."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup, escape
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +21,7 @@ from toco_core.files import atomic_path
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, 2008
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_THEME = {"#010203": "var(--ink)", "#040506": "var(--soft)", "#070809": "var(--line)"}  # colours that nothing else has
+_THEME = {"#010203": "var(--ink)", "#040506": "var(--soft)", "#070809": "var(--line)"}  # colours that nothing else uses
 _INK, _SOFT, _LINE = _THEME
 _PX_PER_PT = 96 / 72
 _MOST_MARKERS = 15
@@ -29,7 +29,7 @@ _MOST_MARKERS = 15
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart: its name, and its points in order."""
+    """A line of a chart: its name and its points in order."""
 
     name: str
     x: Sequence[float]
@@ -48,29 +48,29 @@ def curve_chart(
     """Draw lines over a common x.
 
     Args:
-        curves: The lines; one of few points shows them.
-        x: What x is, with its unit.
-        y: What y is, with its unit.
+        curves: The lines; a line with few points has markers.
+        x: Label of the x axis, with the unit.
+        y: Label of the y axis, with the unit; empty if the chart has its title elsewhere.
         size: Width and height in inches.
         x_limits: Range of x.
-        y_limits: Range of y; None for that of the lines.
+        y_limits: Range of y; None for the range of the lines.
     """
-    figure, axes = _chart(size, x, y)
+    figure, axes = chart_axes(size, x, y)
     for index, curve in enumerate(curves):
         style = line_style(index)
         if len(curve.x) > _MOST_MARKERS:
             style |= {"marker": "", "linewidth": 1.4}
-        axes.plot(curve.x, curve.y, label=_plain(curve.name), **style)
+        axes.plot(curve.x, curve.y, label=plain_text(curve.name), **style)
     axes.set_xlim(*x_limits)
     if y_limits is not None:
         axes.set_ylim(*y_limits)
     if len(curves) > 1:
-        _legend(figure, *axes.get_legend_handles_labels())
+        legend_above(figure, *axes.get_legend_handles_labels())
     return figure
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Return colour, marker and dashes of a line; the first 42 lines differ."""
+    """Return colour, marker and dashes of a line; the first 42 lines all differ."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": _MARKERS[index % len(_MARKERS)],
@@ -81,10 +81,10 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as ``stem`` with .png and .svg after it, each whole or not at all, and return the paths.
+    """Write a figure as ``stem.png`` and ``stem.svg``, each whole or not at all, and return the paths.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: A file cannot be written.
     """
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
     metadata: tuple[Mapping[str, str | None], ...] = ({}, {"Date": None})
@@ -97,7 +97,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 @contextmanager
 def themed() -> Iterator[None]:
-    """Draw figures in this block with the colours of the page that ``inline_svg`` puts them in, light or dark."""
+    """Draw the figures in this block so that ``inline_svg`` gives them the colours of the page, light or dark."""
     with matplotlib.rc_context({
         "text.color": _INK, "axes.labelcolor": _SOFT, "axes.edgecolor": _LINE, "xtick.color": _SOFT,
         "ytick.color": _SOFT, "grid.color": _LINE, "legend.labelcolor": _INK,
@@ -105,16 +105,16 @@ def themed() -> Iterator[None]:
         yield
 
 
-def inline_svg(figure: Figure, name: str, least: float = 0.0) -> str:
-    """Return a figure that was drawn ``themed`` as an SVG element to stand in a page.
+def inline_svg(figure: Figure, name: str, least: float = 0.0) -> Markup:
+    """Return a figure, drawn inside ``themed``, as an SVG element for a page.
 
-    It is at most as wide as drawn, its text stays text, and its colours are the page's variables ``--ink``, ``--soft``
+    It is at most as wide as drawn. Its text stays text. Its colours are the page's CSS variables ``--ink``, ``--soft``
     and ``--line``.
 
     Args:
         figure: The figure.
-        name: What it shows, for those who cannot see it; its identifiers in the page are made from it.
-        least: Width below which it does not shrink, as a share of the width that it is drawn at.
+        name: What it shows, for screen readers; must be unique in the page, because the SVG's ids are made from it.
+        least: Smallest width, as a share of the drawn width.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
@@ -124,7 +124,7 @@ def inline_svg(figure: Figure, name: str, least: float = 0.0) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # the same in every figure, and nothing refers to them
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # repeated in every figure, and nothing refers to them
     svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1system-ui, sans-serif", svg)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1]) * _PX_PER_PT  # type: ignore[index]
     limits = f'style="max-width: {width:.0f}px; min-width: {least * width:.0f}px"'
@@ -132,10 +132,11 @@ def inline_svg(figure: Figure, name: str, least: float = 0.0) -> str:
     svg = re.sub(r'<svg ([^>]*?)height="[\d.]+pt"', rf'<svg \1role="img" aria-label="{escape(name)}"', svg, count=1)
     for colour, variable in _THEME.items():
         svg = svg.replace(colour, variable)
-    return svg
+    return Markup(svg)
 
 
-def _chart(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
+def chart_axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
+    """Return an empty figure of a size in inches, and its axes with these labels."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -146,12 +147,12 @@ def _chart(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
-    """Put the legend above the axes, where no line is."""
+def legend_above(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Put the legend above the axes, where it covers no line."""
     columns = max(1, min(len(names), int(figure.get_figwidth() * 13 // max(map(len, names)))))
     figure.legend(handles, names, loc="outside upper left", ncol=columns, frameon=False, fontsize=9)
 
 
-def _plain(name: str) -> str:
-    """Keep matplotlib from taking a name for a formula, or for one to leave out."""
+def plain_text(name: str) -> str:
+    """Return a name that matplotlib shows as it is: not as a formula (``$``), not left out of the legend (``_``)."""
     return name.replace("$", r"\$").lstrip("_") or name

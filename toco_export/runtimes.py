@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toco_core.errors import ExportError
 from toco_core.palette import UInt8Array
+from toco_core.text import one_line
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel, answer
 from toco_export.onnx.simplify import LOGITS_NAME
 
@@ -132,7 +133,7 @@ def _or_export_error(file: Path, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:  # ONNX Runtime's own classes share no base but Exception
-        reason = " ".join(str(error).split())[:300]
         raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} does not run {file.name}: {reason}; install another version of it"
+            f"ONNX Runtime {onnxruntime.__version__} does not run {file.name}: {one_line(error)}; "
+            "install another version of it"
         ) from error

@@ -1,57 +1,58 @@
-"""What can go wrong between a client and the server, in one sentence each."""
+"""The errors of client and server, each with a message of one sentence."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from toco_core.errors import DataError, ImageSizeError, ServeError, TocoError
+from toco_core.text import one_line
 
-# Errors that the models name at the start of their sentence.
+# Errors that the served models name at the start of their message.
 _NAMED_ERRORS: dict[str, type[TocoError]] = {"ImageSizeError": ImageSizeError, "DataError": DataError}
 
 _CLOSED = ("socket closed", "connection reset", "broken pipe", "goaway")
 _STOPPING = ("has no available versions", "Server not ready", "Server is stopping")
 _NO_CONNECTION = ("connect", "dns", "name resolution")
-_SHARED_MEMORY = ("shared memory region", "protocol is restricted")  # of what is restricted we use nothing else
+_SHARED_MEMORY = ("shared memory region", "protocol is restricted")  # the only restricted protocol that the client uses
 
 
 class TransientError(ServeError):
-    """A failure that may be gone when the same is asked again."""
+    """A failure that may not occur on a retry."""
 
 
 class UnreachableError(TransientError):
-    """No server answers at the address, or the connection broke."""
+    """No server answers at the address, or the connection was lost."""
 
 
 class BusyError(TransientError):
-    """The server has more to do than it takes on."""
+    """The server's queue is full."""
 
 
 class StoppingError(TransientError):
-    """The server answers what it has in hand and takes on nothing more; another may be taking its place."""
+    """The server finishes its requests and accepts no more; another may be replacing it."""
 
 
 class BackendLostError(TransientError):
-    """The process that ran the model ended. Triton 24.06 and later does not start another; ``EmbeddedTriton`` does."""
+    """The process that ran the model ended. Triton 24.06 and later does not restart it; ``EmbeddedTriton`` does."""
 
 
 class DeadlineError(ServeError):
-    """No answer came in the time that was given."""
+    """No answer came within the timeout."""
 
 
 def error_from_triton(error: Any, url: str, timeout_s: float) -> TocoError:
-    """Say what an ``InferenceServerException`` of tritonclient means.
+    """Convert an ``InferenceServerException`` of tritonclient.
 
     Args:
         error: The exception.
-        url: The server that was asked.
-        timeout_s: The time that the call was given.
+        url: The server's address.
+        timeout_s: The timeout of the call, in seconds.
 
     Returns:
-        A ``TransientError`` where asking again may help, else the error that the model names, or a ``ServeError``.
+        A ``TransientError`` if a retry may help, else the error that the model names, or a ``ServeError``.
     """
     status = str(error.status()).removeprefix("StatusCode.")
-    message = " ".join(str(error.message()).split()).removeprefix("[request id: <id_unknown>] ")
+    message = one_line(error.message()).removeprefix("[request id: <id_unknown>] ")
     if status == "DEADLINE_EXCEEDED" or "Request timeout expired" in message:
         return DeadlineError(f"{url} did not answer within {timeout_s:g} s; allow more time or ask for less")
     if any(sign in message for sign in _STOPPING):
@@ -71,14 +72,14 @@ def error_from_triton(error: Any, url: str, timeout_s: float) -> TocoError:
 
 
 def no_server(url: str) -> UnreachableError:
-    """Say that nobody answers, and what to do."""
+    """Return the error for an address where no server answers."""
     return UnreachableError(
         f"no server answers at {url}: start one with toco-serve, or give the address of one that runs"
     )
 
 
 def _memory_not_shared(message: str, url: str) -> ServeError:
-    """Tell a server that has forgotten a region from one that never takes any."""
+    """Return the error of a server that lost a region in a restart, or that allows no shared memory."""
     if "Unable to find" in message:
         return TransientError(f"{url} no longer knows this client's shared memory: it was started anew; ask again")
     return ServeError(
@@ -88,7 +89,7 @@ def _memory_not_shared(message: str, url: str) -> ServeError:
 
 
 def _unavailable(message: str, url: str) -> TocoError:
-    """Tell mistrust, a lost connection and a busy server apart: gRPC has one status for all."""
+    """Return the error for gRPC's status UNAVAILABLE: TLS failure, lost connection, no server or full queue."""
     lowered = message.lower()
     if "handshake" in lowered:
         return ServeError(

@@ -1,1 +1,1 @@
-"""Measuring: timing in turns, fresh processes, load, peaks of the machine, provenance."""
+"""Measuring: timing calls in turn, fresh processes, load, peaks of the machine, provenance."""

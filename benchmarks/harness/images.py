@@ -1,4 +1,4 @@
-"""Photographs to read, made of noise."""
+"""Synthetic photographs to read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE = (500, 375)
 
 
 def write_images(folder: Path, number: int) -> DataSource:
-    """Write photographs of a sort: smooth colours, hard edges and grain."""
+    """Write JPEG images like photographs, with smooth colours, hard edges and noise."""
     draw = np.random.default_rng(0)
     samples = []
     for index in range(number):

@@ -1,4 +1,4 @@
-"""Load on a server: closed loop (each client waits for its answer) and open loop (arrivals wait for nobody)."""
+"""Load on a server: closed loop (each client waits for its answer) and open loop (arrivals do not wait)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAX_OPEN_REQUESTS = 256
 
 @dataclass(frozen=True)
 class Load:
-    """What came of some load.
+    """The result of a load.
 
     Attributes:
-        latencies_s: Seconds that each answered request took, in the order of the answers.
-        failures: Requests that got an error.
-        seconds: How long it lasted, up to the last answer.
+        latencies_s: Latency of each answered request in seconds, in the order of the answers.
+        failures: Number of requests that failed.
+        seconds: Duration up to the last answer.
     """
 
     latencies_s: tuple[float, ...]
@@ -31,16 +31,16 @@ class Load:
 
     @property
     def throughput(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return len(self.latencies_s) / self.seconds
 
 
 def closed_loop(calls: Sequence[Callable[[], object]], seconds: float) -> Load:
-    """Let each call be made again and again by a client of its own.
+    """Repeat each call in a client thread of its own.
 
     Args:
-        calls: What each client does; raises a ``TocoError`` where it fails.
-        seconds: How long clients begin new requests.
+        calls: The request of each client; raises a ``TocoError`` if it fails.
+        seconds: How long clients send new requests.
     """
     latencies: list[float] = []
     failures: list[float] = []
@@ -63,15 +63,15 @@ def closed_loop(calls: Sequence[Callable[[], object]], seconds: float) -> Load:
 
 
 def open_loop(call: Callable[[], object], rate: float, seconds: float, seed: int = 0) -> Load:
-    """Make calls at random moments, whether earlier ones are answered or not (a Poisson process).
+    """Make calls at random times (a Poisson process), whether earlier ones are answered or not.
 
-    A request's time begins when it was due, not when a thread was free for it: waiting counts.
+    The latency of a request is counted from its arrival time, so waiting for a free thread is included.
 
     Args:
-        call: What each request does; raises a ``TocoError`` where it fails.
-        rate: Requests a second.
+        call: The request; raises a ``TocoError`` if it fails.
+        rate: Requests per second.
         seconds: How long requests arrive.
-        seed: Of the moments.
+        seed: Seed of the arrival times.
     """
     gaps = np.random.default_rng(seed).exponential(1 / rate, size=max(1, round(rate * seconds)))
     latencies: list[float] = []

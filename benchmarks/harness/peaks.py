@@ -1,4 +1,4 @@
-"""What a machine can do at most: products and memory traffic, measured where the rest of a report is measured."""
+"""The peak performance of a machine: matrix products and memory traffic, measured together with a report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 @contextmanager
 def tensor_float32(enabled: bool) -> Iterator[None]:
-    """Allow TF32 in products and convolutions, or in neither."""
+    """Allow or forbid TF32 in matrix products and convolutions."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = enabled
     try:
@@ -35,7 +35,7 @@ def tensor_float32(enabled: bool) -> Iterator[None]:
 
 
 def gemm_peak(device: torch.device, precision: Precision) -> float:
-    """Return the most operations a second that a large square product reaches here."""
+    """Return the operations per second that a large square matrix product reaches here."""
     side, products = GEMM_SIDE[device.type], 8 if device.type == "cuda" else 1
     left, right = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in ("left", "right"))
     out = torch.empty_like(left)
@@ -51,7 +51,7 @@ def gemm_peak(device: torch.device, precision: Precision) -> float:
 
 
 def memory_peak(device: torch.device) -> float:
-    """Return the bytes a second of a triad, a = b + 3 c: two arrays read and one written (STREAM)."""
+    """Return the bytes per second of a triad, a = b + 3 c: two arrays read and one written (STREAM)."""
     length = TRIAD_FLOATS[device.type]
     left, right = (torch.ones(length, device=device) for _ in ("left", "right"))
     out = torch.empty_like(left)
@@ -66,10 +66,10 @@ def memory_peak(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The most that a machine does with work of some intensity (Williams et al., 2009).
+    """The upper bound of a machine's performance by arithmetic intensity (Williams et al., 2009).
 
     Attributes:
-        flops_per_second: Peak of products.
+        flops_per_second: Peak of matrix products.
         bytes_per_second: Peak of memory traffic.
     """
 
@@ -77,5 +77,5 @@ class Roofline:
     bytes_per_second: float
 
     def bound(self, intensity: float) -> float:
-        """Return the most operations a second for work with so many operations a byte."""
+        """Return the upper bound in operations per second for an intensity in operations per byte."""
         return min(self.flops_per_second, intensity * self.bytes_per_second)

@@ -1,4 +1,4 @@
-"""A second opinion on a served model: NVIDIA's perf_analyzer, where it is installed."""
+"""A second measurement of a served model, with NVIDIA's perf_analyzer if it is installed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ABSENT = f"{PROGRAM} is not installed"
 
 
 def second_opinion(url: str, size: int, clients: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Let perf_analyzer put the load of closed-loop clients on the model ``toco``.
+    """Measure the model ``toco`` under the load of closed-loop clients with perf_analyzer.
 
     Args:
         url: The server's gRPC endpoint, without a scheme.
         size: Side of the images, in pixels.
         clients: Numbers of clients, one load each.
-        seconds: Length of a window; it measures up to ten, until three agree.
+        seconds: Length of a window; perf_analyzer measures up to ten windows, until three agree.
 
     Returns:
-        ``{"clients": {number: {"images_per_second", "p50_ms", "p90_ms", "p99_ms"}}}``, or ``{"reason": ...}`` where
-        there is no figure.
+        ``{"clients": {number: {"images_per_second", "p50_ms", "p90_ms", "p99_ms"}}}``, or ``{"reason": ...}`` if it
+        could not measure.
     """
     if shutil.which(PROGRAM) is None:
         return {"reason": ABSENT}
@@ -49,7 +49,7 @@ def second_opinion(url: str, size: int, clients: Sequence[int], seconds: float) 
 
 
 def read_table(text: str) -> dict[str, float]:
-    """Return the figures of the only row of perf_analyzer's CSV, whose latencies are in microseconds."""
+    """Return the figures in the only row of perf_analyzer's CSV, which has latencies in microseconds."""
     (row,) = csv.DictReader(text.splitlines())
     latencies = {f"p{percent}_ms": float(row[f"p{percent} latency"]) / 1e3 for percent in (50, 90, 99)}
     return {"images_per_second": float(row["Inferences/Second"]), **latencies}

@@ -1,4 +1,4 @@
-"""Where the time of one call goes: a clock that adds up phases."""
+"""A clock that adds up the time of each phase of a call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class PhaseClock:
-    """Adds up time by phase, with the device synchronised at every border; inside a phase no other begins."""
+    """Adds up time by phase, with the device synchronised at both ends; a phase inside a phase is not counted."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -27,7 +27,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block to a phase, unless it lies inside another."""
+        """Add the block's time to a phase, unless the block lies inside another phase."""
         if self._inside:
             yield
             return
@@ -42,7 +42,7 @@ class PhaseClock:
             self._inside = False
 
     def timed(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
-        """Return the function, counted to a phase."""
+        """Return the function with its time added to a phase."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             with self.phase(name):

@@ -1,4 +1,4 @@
-"""Measuring in several fresh processes, one after the other: what two runs of a program differ by shows within one."""
+"""Measuring in several fresh processes, one after the other, so that a report shows the difference between runs."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ Work = Callable[..., Iterator[Found]]
 
 
 def add_processes_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that says how many processes measure."""
+    """Add the flag for the number of measuring processes."""
     parser.add_argument(
         "--processes",
         type=int,
         choices=range(1, 21),
         default=PROCESSES,
         metavar="N",
-        help=f"fresh processes that measure all of it, one after the other (default: {PROCESSES})",
+        help=f"number of fresh processes that each measure everything, one after the other (default: {PROCESSES})",
     )
 
 
 def in_words(number: int) -> str:
-    """Say how many processes measured."""
+    """Return the number of processes in words."""
     return "one process" if number == 1 else f"{number} fresh processes, one after the other"
 
 
 def in_processes(number: int, work: Work, *arguments: Any) -> Iterator[Found]:
-    """Let fresh processes measure the same, one after the other; a single one is this process.
+    """Measure the same in fresh processes, one after the other; with one process, in this process.
 
     Args:
-        number: Of processes.
-        work: A function of a module that takes ``arguments`` and gives all that it has found so far, again and again.
-        arguments: What can be pickled.
+        number: Number of processes.
+        work: A module-level function that takes ``arguments`` and yields all its results so far, repeatedly.
+        arguments: Arguments that can be pickled.
 
     Yields:
-        What all of them have found so far, ``merged``.
+        The results of all processes so far, ``merged``.
 
     Raises:
         TocoError: A process was killed.
@@ -58,7 +58,7 @@ def in_processes(number: int, work: Work, *arguments: Any) -> Iterator[Found]:
 
 
 def in_another(work: Work, *arguments: Any) -> Iterator[Found]:
-    """Go through ``work`` in a fresh process; see ``in_processes``."""
+    """Run ``work`` in a fresh process; see ``in_processes``."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, work, arguments))
@@ -83,7 +83,7 @@ def in_another(work: Work, *arguments: Any) -> Iterator[Found]:
 
 
 def merged(found: Sequence[Any]) -> Any:
-    """Make one of what several processes found: series and lists are joined, mappings merged, else the first counts."""
+    """Merge the results of several processes: join series and lists, merge mappings, keep the first of other values."""
     first = found[0]
     if isinstance(first, Series):
         return Series.joined(found)
@@ -94,8 +94,8 @@ def merged(found: Sequence[Any]) -> Any:
 
 
 def _send(sender: Connection, work: Work, arguments: tuple[Any, ...]) -> None:
-    """Send what ``work`` gives, and what stops it."""
-    with suppress(KeyboardInterrupt, BrokenPipeError):  # whoever reads was interrupted, too
+    """Send what ``work`` yields, and its exception."""
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # the reading process was interrupted, too
         try:
             for found in work(*arguments):
                 sender.send(found)

@@ -1,4 +1,4 @@
-"""Reports: where and how a figure was measured, tables, files."""
+"""Where and how the figures of a report were measured, and the report's files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,8 @@ from toco_core import __version__
 from toco_core.files import write_atomic
 
 
-def one_line(error: Exception) -> str:
-    """Return what an error says, short enough for a table's foot."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
-
-
 def provenance(device: torch.device, module: str, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Return what a figure depends on beside the code: machine, versions, date, command."""
+    """Return what figures depend on besides the code: machine, versions, date, command."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU: {cpu_name()}",
@@ -41,7 +36,7 @@ def provenance(device: torch.device, module: str, argv: Sequence[str] | None) ->
 
 
 def cpu_name() -> str:
-    """Return the processor's name where Linux tells it, else its architecture."""
+    """Return the processor's name if Linux gives it, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -54,13 +49,7 @@ def provenance_text(found: Mapping[str, Any]) -> str:
     return f"{found['device']}; host {found['host']}{load}; {versions}; {found['date']}.\n\n`{found['command']}`"
 
 
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay cells out as a Markdown table."""
-    lines = ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def save_report(path: Path, result: Mapping[str, Any], text: str) -> None:
-    """Write a report as ``path`` with .json and .md after it."""
+    """Write a report as ``path.json`` and ``path.md``."""
     write_atomic(path.with_name(path.name + ".json"), json.dumps(result, indent=1) + "\n")
     write_atomic(path.with_name(path.name + ".md"), text + "\n")

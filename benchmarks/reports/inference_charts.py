@@ -1,8 +1,7 @@
-"""The images of an inference report: latency and throughput over the grid, and the roofline."""
+"""The charts of an inference report: latency and throughput over the grid, and the roofline."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,19 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.harness.peaks import Roofline
-from toco_core.charts import line_style
+from toco_core.charts import legend_above, line_style
 
 ROOF = "#555555"
-LEGEND_ENTRY = 1.5  # inches
 SPACE_FOR_A_NOTE = 1.3  # between two lines of the roofline, as a ratio
 Cell = Mapping[str, Any]
 
 
 def grid_chart(result: Mapping[str, Any]) -> Figure:
-    """Draw latency and throughput over the batch, a column for each size and a line for each backend.
+    """Draw latency and throughput over the batch size, with a column per image size and a line per backend.
 
     Args:
-        result: What the report's JSON holds; one cell at least.
+        result: The content of the report's JSON, with at least one cell.
     """
     cells: Sequence[Cell] = result["cells"]
     sizes = sorted({cell["size"] for cell in cells})
@@ -49,17 +47,17 @@ def grid_chart(result: Mapping[str, Any]) -> Figure:
             _quiet(axes)
         _log_axis(top)
         bottom.set_ylim(0, 1.1 * max(cell["images_per_second"] for cell in cells if cell["size"] == size))
-    rows[0][0].set_ylabel("latency, ms a batch")
+    rows[0][0].set_ylabel("latency, ms per batch")
     rows[1][0].set_ylabel("throughput, images/s")
-    _legend(figure, rows[0][0])
+    legend_above(figure, *rows[0][0].get_legend_handles_labels())
     return figure
 
 
 def roofline_chart(result: Mapping[str, Any]) -> Figure:
-    """Draw what each backend reaches over operations a byte, below the machine's roofs: the best that was measured.
+    """Draw the performance of each backend over its arithmetic intensity, below the best measured peaks of the machine.
 
     Args:
-        result: What the report's JSON holds; one cell at least.
+        result: The content of the report's JSON, with at least one cell.
     """
     cells: Sequence[Cell] = result["cells"]
     memory = {place: max(found) for place, found in result["memory_bytes_per_second"].items()}
@@ -84,17 +82,17 @@ def roofline_chart(result: Mapping[str, Any]) -> Figure:
                   label=name, **{**style, "linestyle": "none"})  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(left, right)
-    axes.set(xlabel="operations a byte that must move, FLOP/byte", ylabel="GFLOP/s")
+    axes.set(xlabel="arithmetic intensity, FLOP/byte", ylabel="GFLOP/s")
     _log_axis(axes)
     _quiet(axes)
     reached = [cell["flops_per_second"] / 1e9 for cell in cells]
     axes.set_ylim(min(reached) / 10, 2 * max(roof.flops_per_second / 1e9 for roof in roofs.values()))
-    _legend(figure, axes)
+    legend_above(figure, *axes.get_legend_handles_labels())
     return figure
 
 
 def _close_together(peaks: Mapping[str, float]) -> list[dict[str, float]]:
-    """Put peaks whose lines one could not write between into groups, each from the highest down."""
+    """Group peaks whose lines are too close for a note between them, each group from the highest down."""
     groups: list[dict[str, float]] = []
     for name, peak in sorted(peaks.items(), key=lambda item: -item[1]):
         if groups and peak > min(groups[-1].values()) / SPACE_FOR_A_NOTE:
@@ -105,12 +103,12 @@ def _close_together(peaks: Mapping[str, float]) -> list[dict[str, float]]:
 
 
 def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """Return how each backend is drawn, in the order of the tables."""
+    """Return the line style of each backend, in the order of the tables."""
     return {name: line_style(index) for index, name in enumerate(dict.fromkeys(cell["backend"] for cell in cells))}
 
 
 def _log_axis(axes: Axes) -> None:
-    """Make y logarithmic, with numbers that read as such."""
+    """Make y logarithmic, with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,.12g}")
@@ -125,10 +123,3 @@ def _quiet(axes: Axes) -> None:
 
 def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], align: str) -> None:
     axes.annotate(text, at, offset, textcoords="offset points", ha=align, va="bottom", fontsize=8)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    rows = math.ceil(len(names) * LEGEND_ENTRY / figure.get_figwidth())
-    columns = math.ceil(len(names) / rows)
-    figure.legend(handles, names, loc="outside upper left", ncol=columns, frameon=False, fontsize=9)

@@ -9,36 +9,37 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.processes import in_words
-from benchmarks.harness.provenance import markdown_table, provenance_text
+from benchmarks.harness.provenance import provenance_text
 from benchmarks.harness.timing import SPREAD, ratio_cell, spread_cell
+from toco_core.text import markdown_table
 
 METHOD = """\
-Each call is timed from the host, from an idle device to an idle device: the latency of one batch, with input and output
-where the backend has them (host memory for ONNX Runtime on the CPU). Backends take turns at each size and batch, in
-{processes}: {min_calls} to {max_calls} calls each in a process, about {seconds:g} s of them, after {warmup_calls} to
-warm up; p99 where there are {min_calls_for_p99} calls. Speed: against {reference} at that size and batch. Not timed is
-what took, or by the best rate before would take, more than {call_limit:g} s a call. fp32: TF32 off; tf32: on; bf16:
+Each call is timed on the host, with the device idle before and after it: the latency of one batch, with input and
+output in the backend's own memory (host memory for ONNX Runtime on the CPU). Backends take turns at each size and
+batch, in {processes}: {min_calls} to {max_calls} calls each in a process, about {seconds:g} s, after {warmup_calls}
+warm-up calls; p99 from {min_calls_for_p99} calls on. Speed: against {reference} at that size and batch. Not timed:
+calls that took, or at the best rate so far would take, more than {call_limit:g} s. fp32: TF32 off; tf32: on; bf16:
 autocast; fp16: the network that toco-export --fp16 writes (ONNX Runtime on the CPU computes it in fp32); int8: all
-linear layers, as toco-export --precision int8 writes them where its gate allows. ort: ONNX Runtime, which on a GPU
-computes fp32 files in tf32 unless told otherwise; ort-plain: on what torch.onnx.export alone writes of the same
-network; openvino: on the file of ort-fp32. compiled: torch.compile of each ViT block alone, for each size. graph:
-replayed as one CUDA graph. The fp16 network's attention is written out, as exporters and TensorRT want it; that of the
-others in PyTorch is one fused kernel."""
+linear layers, as toco-export --precision int8 writes them if its accuracy gate allows. ort: ONNX Runtime, which on a
+GPU computes fp32 files in tf32 by default; ort-plain: ONNX Runtime on the plain output of torch.onnx.export for the
+same network; openvino: OpenVINO on the file of ort-fp32. compiled: torch.compile of each ViT block alone, for each
+size. graph: replayed as one CUDA graph. The fp16 network's attention is written as separate operations, as exporters
+and TensorRT need it; in the other PyTorch variants it is one fused kernel."""
 ROOFLINE = """\
-GFLOP: multiply-adds times 2 of products and convolutions, attention written out. MB: what a batch must move at least:
-the weights of backbone and decoder read once in the type they are kept in, the images read, labels and confidence
-written; activations, which a fused kernel need not move, are left out, so the bound is generous. Bound: the smaller of
-the product peak and FLOP/byte times the memory peak, both measured at that size and batch: a square product of the
-same type (for int8 that of fp32, so int8 may pass it) and a triad over arrays larger than the caches, counted as two
-reads and one write."""
+GFLOP: multiply-adds times 2 of matrix products and convolutions, attention included. MB: the least that a batch must
+move: the weights of backbone and decoder, read once in their stored type, the images read, labels and confidence
+written. Activations are left out, because a fused kernel need not move them; so the bound is optimistic. Bound: the
+smaller of the product peak and FLOP/byte times the memory peak, both measured at that size and batch: a square matrix
+product of the same type (for int8 that of fp32, so int8 may exceed it) and a triad over arrays larger than the caches,
+counted as two reads and one write."""
 
 
 def as_markdown(result: Mapping[str, Any], images: Sequence[Path] = ()) -> str:
-    """Return the tables, with what they were measured on and how.
+    """Return the tables of the report, with provenance and method.
 
     Args:
-        result: What the report's JSON holds.
-        images: Files beside it that show the same.
+        result: The content of the report's JSON.
+        images: Chart files beside the report.
     """
     cells, setting = result["cells"], result["setting"]
     speed = f"speed against {setting['reference']}"
@@ -97,7 +98,7 @@ def _roofline_row(cell: Mapping[str, Any]) -> list[str]:
 
 
 def _skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each backend that was not timed everywhere: at each size the first batch, and why."""
+    """Return a line for each backend that was not timed everywhere: the first such batch of each size, and why."""
     first: dict[str, dict[int, Mapping[str, Any]]] = {}
     for cell in skipped:
         known = first.setdefault(cell["backend"], {}).setdefault(cell["size"], cell)

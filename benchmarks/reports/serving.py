@@ -1,4 +1,4 @@
-"""The tables and the image of a serving report."""
+"""The tables and the chart of a serving report."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.harness.processes import in_words
-from benchmarks.harness.provenance import markdown_table, provenance_text
+from benchmarks.harness.provenance import provenance_text
 from benchmarks.harness.timing import SPREAD, ratio_cell, spread_cell
+from toco_core.text import markdown_table
 
 METHOD = """\
 Measured in {processes}, with a server for each. One at a time: the four calls take turns, {repeats} rounds in a process
-after {warmup_calls} to warm up. in process: ONNX Runtime on {file}, which the server runs too, with its options
-({threads} threads, which sleep between calls), on the {device} like it. toco: the same image as a tensor by gRPC.
-decode: this process decodes a square JPEG of {photograph_side} px, resizes it to the network's size, and the answer
-back. toco_image: the same JPEG by gRPC.
+after {warmup_calls} warm-up calls. in process: ONNX Runtime on {file}, the file that the server runs, with the same
+options ({threads} threads, which sleep between calls), on the same device ({device}). toco: the same image as a tensor
+by gRPC. decode: this process decodes a square JPEG of {photograph_side} px, resizes it to the network's size, and
+resizes the answer back. toco_image: the same JPEG by gRPC.
 Ratio: toco over in process, toco_image over in process + decode. Closed loop: each client sends its next image when the
-last is answered; batched: in this process, batches of {batch}. Open loop: images arrive at random (Poisson) at a share
-of the highest closed-loop rate; their time begins when they are due. {seconds:g} s each in a process; the clients use
-the same processors as the server. images/s: the median of the processes, and their range. Under load the rounds of the
-spread are the answers, in their order. All images are noise. perf_analyzer: NVIDIA's, the same closed loop on the first
-server, in windows of that length until three agree."""
+last one is answered; batched: in this process, batches of {batch}. Open loop: images arrive at random (Poisson) at a
+share of the highest closed-loop rate; latency counts from the arrival. {seconds:g} s each in a process; the clients use
+the same processors as the server. images/s: the median of the processes, and their range. Under load, the rounds of the
+spread are the answers, in their order. All images are noise. perf_analyzer: NVIDIA's tool, the same closed loop on the
+first server, in windows of that length until three agree."""
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-    """Return the tables, with what they were measured on and how."""
+    """Return the tables of the report, with provenance and method."""
     setting, alone = result["setting"], result["one_at_a_time"]
     ratios = {name: ratio_cell(found) for name, found in alone["ratios"].items()}
     single = [
@@ -67,7 +68,7 @@ def _rows(loads: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _second_opinion(result: Mapping[str, Any]) -> str:
-    """Return what perf_analyzer says of the closed loop beside what we do, or why it says nothing."""
+    """Return perf_analyzer's figures of the closed loop beside ours, or why there are none."""
     opinion = result["perf_analyzer"]
     if "reason" in opinion:
         return f"No second opinion: {opinion['reason']}."
@@ -84,7 +85,7 @@ def load_chart(result: Mapping[str, Any]) -> Figure:
     """Draw throughput and latency over the number of closed-loop clients.
 
     Args:
-        result: What the report's JSON holds.
+        result: The content of the report's JSON.
     """
     loads = result["closed_loop"]
     numbers = [int(name) for name in loads]
@@ -98,7 +99,7 @@ def load_chart(result: Mapping[str, Any]) -> Figure:
                  label=f"in process, batches of {result['setting']['batch']}")  # fmt: skip
     left.axhspan(batched["low"], batched["high"], color="#555555", alpha=0.12, linewidth=0)
     highest = max(found["high"] for found in (batched, *rates))
-    left.set(xlabel="clients", ylabel="images a second", ylim=(0, 1.1 * highest))
+    left.set(xlabel="clients", ylabel="images per second", ylim=(0, 1.1 * highest))
     for percent, colour, marker in ((50, "#0072b2", "o"), (90, "#e69f00", "s"), (99, "#d55e00", "^")):
         right.plot(numbers, [load[f"p{percent}_ms"] for load in loads.values()], marker=marker, color=colour,
                    label=f"p{percent}")  # fmt: skip

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.train.small_runs import give_a_small_projection, small_shapes, train
 from toco_core.config import dump_yaml
 from toco_train.commands.shapes import main as toco_shapes
 from toco_train.config import ModelConfig, ViTSpec, load_config
@@ -20,6 +22,7 @@ from toco_train.data.opening import open_source
 from toco_train.models.toco import ToCo
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+PALETTE = [[0, 0, 0], *([label, 255 - label, 250] for label in range(1, 7))]  # of the data of the finished run
 TINY_VIT = ViTSpec(image_size=64, patch_size=16, width=48, depth=4, num_heads=3)
 
 
@@ -130,4 +133,26 @@ def untrained_run(shapes: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     save_file(ToCo(config.model).state_dict(), folder / "model.safetensors")
     (folder / "config.yaml").write_text(dump_yaml(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def _small_projection() -> Iterator[None]:
+    """Build the networks of a module's tests with a small projection head, as the finished run has it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        give_a_small_projection(monkeypatch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of 6 steps with its report, and its data: 13 training, 3 validation images."""
+    folder = tmp_path_factory.mktemp("trained")
+    phases = "[{from_step: 0, ptc: false, ctc: false, seg: false, reg: false}, {from_step: 2}]"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        give_a_small_projection(monkeypatch)
+        data = small_shapes(folder / "shapes")
+        classes = yaml.safe_load((data / "classes.yaml").read_text())
+        (data / "classes.yaml").write_text(yaml.safe_dump(classes | {"palette": PALETTE}))
+        assert train(data, folder / "run", phases=phases) == 0
     return folder

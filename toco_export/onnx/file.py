@@ -14,6 +14,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from toco_core import __version__
 from toco_core.errors import ExportError
 from toco_core.manifest import Precision, Shape
+from toco_core.text import one_line
 from toco_export.graph import ServedModel
 from toco_export.onnx.simplify import Simplified, simplify
 from toco_export.onnx.tracing import trace_onnx
@@ -84,7 +85,7 @@ def save_onnx(model: ir.Model, path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
-            f"{path.name} is not valid ONNX: {' '.join(str(error).split())[:300]}; "
+            f"{path.name} is not valid ONNX: {one_line(error)}; "
             f"install another version of onnx (this is {onnx.__version__})"
         ) from error
 

@@ -14,6 +14,7 @@ from torch.onnx import OnnxExporterError
 
 from toco_core.errors import ExportError
 from toco_core.manifest import Precision, Shape
+from toco_core.text import one_line
 from toco_export.graph import INPUT_NAME, OUTPUT_NAMES, ServedModel
 
 OPSET = 20
@@ -48,9 +49,8 @@ def trace_onnx(served: ServedModel, static: Shape | None = None) -> ir.Model:
             except OnnxExporterError:  # an operation of another network that has to be taken apart first
                 return _to_onnx(_trace(served, static))
     except Exception as error:  # torch and onnxscript each have their own families
-        reason = " ".join(str(error).split())[:300]
         raise ExportError(
-            f"the network has no valid ONNX form: {type(error).__name__}: {reason}; "
+            f"the network has no valid ONNX form: {type(error).__name__}: {one_line(error)}; "
             f"use a plain ViT, and torch {torch.__version__.split('+')[0]} with an onnxscript of the same age"
         ) from error
 

@@ -12,6 +12,7 @@ from toco_core.errors import DataError
 from toco_core.fitting import Size, fit_to_network
 from toco_core.images import IMAGE_SUFFIXES, list_images, read_image, without_masks
 from toco_core.palette import UInt8Array
+from toco_core.sampling import evenly_spaced
 from toco_train.runs.layout import CONFIG_FILE
 
 
@@ -45,8 +46,7 @@ def sample_images(folder: Path, count: int) -> list[Path]:
             f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); the export is checked with real images: "
             "give a folder of them with --images"
         )
-    chosen = np.linspace(0, len(files) - 1, num=min(count, len(files)))
-    return [files[round(float(index))] for index in chosen]
+    return list(evenly_spaced(files, count))
 
 
 def load_images(files: Sequence[Path], sizes: Sequence[Size]) -> list[UInt8Array]:

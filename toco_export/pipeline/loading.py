@@ -14,6 +14,7 @@ from toco_core.errors import ExportError, RunError
 from toco_core.fitting import Size
 from toco_core.manifest import MANIFEST_FILE, Precision, Profile
 from toco_core.palette import IGNORE_INDEX
+from toco_core.text import one_line
 from toco_export.config import ExportConfig, resolve_profile
 from toco_export.parity.images import data_folder, sample_images
 from toco_train.data.classes import CLASSES_FILE, ClassList, Colour, read_classes
@@ -77,9 +78,8 @@ def _check_run(run: Path) -> None:
         with safe_open(weights, framework="pt") as tensors:
             found = tensors.get_slice("classifier.weight").get_shape()[0]
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{weights} holds no ToCo network ({reason}); give a folder that toco-train --out wrote"
+            f"{weights} holds no ToCo network ({one_line(error)}); give a folder that toco-train --out wrote"
         ) from error
     model = read_yaml(config).get("model")
     named = len(model.get("classes") or ()) if isinstance(model, dict) else 0

@@ -9,8 +9,9 @@ import torch
 
 from toco_core.fitting import Size
 from toco_core.manifest import SizeScores
+from toco_core.sampling import evenly_spaced
 from toco_train.config import TrainConfig, load_config
-from toco_train.data.source import Sample, spread, with_masks
+from toco_train.data.source import Sample, with_masks
 from toco_train.evaluation.evaluate import evaluate
 from toco_train.models.toco import ToCo
 from toco_train.runs.layout import CONFIG_FILE
@@ -37,7 +38,7 @@ def score_sizes(run: Path, model: ToCo, sizes: Sequence[Size], progress: Callabl
     """
     config = load_config(None, run / CONFIG_FILE, {})
     source = open_run_source(config, run, None, no_class=None, group_by=None)
-    samples = spread(with_masks(source.val), SCORED_IMAGES)
+    samples = evenly_spaced(with_masks(source.val), SCORED_IMAGES)
     served, own = (_miou(model, samples, chosen, config, progress) for chosen in (sizes, model.sizes))
     return SizeScores(served=served, run=own, num_images=len(samples))
 

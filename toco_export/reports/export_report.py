@@ -1,18 +1,18 @@
-"""The report of an export: ``export_report.html`` and ``.md``, each whole in itself."""
+"""The report of an export: the same in HTML, Markdown and, in short, on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from toco_core.files import write_atomic
-from toco_core.html import page, table
+from toco_core.html import render
 from toco_core.manifest import Manifest, Parity
+from toco_core.text import markdown_table
 from toco_export.parity.verification import Verification
 from toco_export.reports.comparison_images import comparison_strip
 
@@ -21,16 +21,16 @@ HTML_FILE, MARKDOWN_FILE = "export_report.html", "export_report.md"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """An export, and all that must be known to judge it.
+    """An export and its checks.
 
     Attributes:
         manifest: What was exported.
-        verification: What was compared.
+        verification: The comparison with PyTorch.
         size_note: Which of the run's sizes are not served and what that costs; empty if all are.
-        notes: For each artefact, by file name, what is worth saying of it, in sentences.
-        required: Share of equal pixels that each candidate must reach, by its name.
+        notes: Sentences about each artefact, by file name.
+        required: Smallest share of equal pixels that is accepted, by candidate.
         seconds: Time of each stage.
-        peak_bytes: Most memory that the export used, where the system tells.
+        peak_bytes: Peak memory of the export; None if the system does not report it.
     """
 
     manifest: Manifest
@@ -42,48 +42,46 @@ class ExportReport:
     peak_bytes: int | None
 
     def write(self, folder: Path) -> None:
-        """Write both forms into a folder."""
+        """Write the HTML and the Markdown report into a folder."""
         write_atomic(folder / HTML_FILE, self.html())
         write_atomic(folder / MARKDOWN_FILE, self.markdown())
 
     def verdict(self) -> str:
-        """Say in one line how it came out."""
+        """Return the result in one line."""
         count, failures = len(self.verification.parities), self.verification.failures
         if failures:
             return f"FAIL: {len(failures)} of the checks below"
         return f"PASS: all {count} comparisons with PyTorch fp32 are inside their limits"
 
     def markdown(self) -> str:
-        """Return the report as Markdown; images are in the other form."""
+        """Return the report as Markdown, without the images."""
         parts = [f"# Export of {self.manifest.backbone}", f"**{self.verdict()}**", *self.verification.failures]
         parts += filter(None, [self.size_note])
         for title, headings, rows in self._tables():
-            lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-            parts += [f"## {title}", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
-        parts += ["## What was made", "\n".join(f"- {note}" for note in self._notes())]
+            parts += [f"## {title}", markdown_table(headings, rows)]
+        parts += ["## Notes", "\n".join(f"- {note}" for note in self._notes())]
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
         """Return the report as one page that needs no other file."""
-        failed = bool(self.verification.failures)
         palette = np.array(self.manifest.palette, np.uint8)
-        body = [
-            f"<h1>Export of {escape(self.manifest.backbone)}</h1>",
-            f'<p class="verdict {"fail" if failed else "pass"}">{escape(self.verdict())}</p>',
-            *(f'<p class="fail">{escape(failure)}</p>' for failure in self.verification.failures),
-            *(f"<p>{escape(note)}</p>" for note in filter(None, [self.size_note])),
-            *(f"<h2>{escape(title)}</h2>{table(headings, rows)}" for title, headings, rows in self._tables()),
-            "<h2>What was made</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in self._notes()) + "</ul>",
-            "<h2>Worst images</h2><p>For each artefact the image that it labels least like PyTorch.</p>",
-            *(comparison_strip(name, worst, palette) for name, worst in self.verification.worst.items()),
-        ]
-        return page(f"Export of {self.manifest.backbone}", body)
+        return render(
+            "toco_export.reports",
+            "export_report.html.j2",
+            backbone=self.manifest.backbone,
+            verdict=self.verdict(),
+            failures=self.verification.failures,
+            size_note=self.size_note,
+            tables=self._tables(),
+            notes=self._notes(),
+            strips=[comparison_strip(name, worst, palette) for name, worst in self.verification.worst.items()],
+        )
 
     def _tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Return title, headings and rows of each table."""
+        """Return title, columns and rows of each table."""
         manifest = self.manifest
-        parity = ["artefact", "size", "batch", "same label", "needed", "mean IoU", "logit off, max", "mean",
-                  "confidence off", "one call"]  # fmt: skip
+        parity = ["artefact", "size", "batch", "same label", "required", "mean IoU", "max logit difference",
+                  "mean logit difference", "max confidence difference", "latency"]  # fmt: skip
         artefacts = [
             [artefact.file, artefact.format, artefact.precision, f"{artefact.num_bytes / 1e6:,.1f} MB",
              ", ".join(artefact.kept_fp32) or "none"]
@@ -122,17 +120,17 @@ class ExportReport:
             "Images are fitted to the nearest in shape of "
             f"{', '.join(f'{height}x{width}' for height, width in self.manifest.sizes)}.",
             *(f"{file}: {note}" for file, notes in self.notes.items() for note in notes),
-            *([f"Most memory that the export used: {self.peak_bytes / 1e9:.1f} GB."] if self.peak_bytes else []),
-            "Logits are compared at the patches' stride. One call: one image of that size, on this machine's "
-            "processor, timed once after others of its size.",
+            *([f"Peak memory of the export: {self.peak_bytes / 1e9:.1f} GB."] if self.peak_bytes else []),
+            "Logits are compared at one value per patch. Latency: one image of that size on this machine's processor, "
+            "one call after warm-up.",
         ]
 
 
 def terminal_table(report: ExportReport) -> Table:
-    """Lay the agreement out for a terminal."""
+    """Return the agreement as a table for the terminal."""
     table = Table(title="Agreement with PyTorch fp32", title_justify="left")
     table.add_column("artefact", no_wrap=True)
-    for heading in ("size", "batch", "same label", "mean IoU", "logits off", "of 255"):
+    for heading in ("size", "batch", "same label", "mean IoU", "logit diff.", "conf. diff."):
         table.add_column(heading, justify="right")
     for parity in report.manifest.parity:
         table.add_row(
@@ -144,7 +142,7 @@ def terminal_table(report: ExportReport) -> Table:
             _figure(parity.max_logit_difference, ".1e"),
             str(parity.max_confidence_difference),
         )
-    table.caption = "largest difference of a logit, and of a confidence of 255"
+    table.caption = "max difference of the logits, and of the confidence (0 to 255)"
     return table
 
 

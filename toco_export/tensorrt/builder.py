@@ -16,6 +16,7 @@ from typing import Any
 from toco_core.errors import ExportError
 from toco_core.files import atomic_path, write_atomic
 from toco_core.manifest import Profile, Shape
+from toco_core.text import one_line
 from toco_export.config import Engine
 from toco_export.graph import INPUT_NAME
 from toco_export.tensorrt.engine_report import EngineLayer, EngineReport, layers_of_inspector, layers_of_log
@@ -73,7 +74,7 @@ def load_library(target: Engine) -> Any:
     except (ImportError, OSError) as error:
         raise EngineLibraryError(
             f"building an engine for {target} needs the Python module {library.module}, which does not load "
-            f"({' '.join(str(error).split())}): pip install {library.package}"
+            f"({one_line(error)}): pip install {library.package}"
         ) from error
 
 

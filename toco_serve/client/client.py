@@ -1,4 +1,4 @@
-"""A typed client: images of any kind in, ``Segmentation`` out, one clear error where there is none."""
+"""The client for threads: images of any kind in, ``Segmentation`` out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tritonclient import grpc
 
 from toco_core.errors import ConfigError, TocoError
 from toco_core.palette import UInt8Array
-from toco_serve.client.answers import AnswerFormat, check_answer_format
+from toco_serve.client.answer_formats import AnswerFormat, check_answer_format
 from toco_serve.client.connection import DEFAULT_URL, Tls, channel_arguments
-from toco_serve.client.exchange import Conversation, opening
 from toco_serve.client.images import ImageInput
+from toco_serve.client.protocol import Conversation, connect
 from toco_serve.client.retry import Retry
 from toco_serve.client.segmentation import Outcome, Segmentation
 from toco_serve.client.shared_memory import SharedMemoryPool
@@ -24,25 +24,25 @@ from toco_serve.errors import UnreachableError
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_OVERLAP = 0.25
-REQUESTS_IN_FLIGHT = 4  # enough for the server to batch, and for one image to be decoded while another is segmented
+REQUESTS_IN_FLIGHT = 4  # the server can batch, and decode one image while it segments another
 
 
 class Client:
-    """Ask a Triton server for segmentations. May be used from several threads at once.
+    """Ask a Triton server for segmentations. Thread-safe.
 
     Args:
         url: Host and gRPC port of the server, without a scheme.
-        timeout_s: Longest wait for one answer, repetitions included; the server drops what it has not begun by then.
-        retry: When to ask again after a lost connection, a full queue or a lost model process.
-        tls: Encrypt the connection; without it nothing is encrypted.
-        answer_format: How the answers of ``segment`` travel. For slow networks and large images: ``"png"``, or
-            ``"rle"``, the mask as COCO run lengths and the confidence as PNG.
-        shared_memory: Let the tensors of ``segment_tensor`` and ``segment_tiled`` reach a server of this machine and
-            user through ``/dev/shm``; the server has to allow it (``toco-serve --shared-memory``).
+        timeout_s: Timeout of one call in seconds, retries included; the server drops requests not begun by then.
+        retry: When to retry after a lost connection, a full queue or a lost model process.
+        tls: Encrypts the connection; None: not encrypted.
+        answer_format: How the server sends the answers of ``segment``. For slow networks and large images use
+            ``"png"``, or ``"rle"``: the mask as COCO run lengths and the confidence as PNG.
+        shared_memory: Send the tensors of ``segment_tensor`` and ``segment_tiled`` through ``/dev/shm`` to a server on
+            this machine, run by the same user and started with ``toco-serve --shared-memory``.
 
     Raises:
-        UnreachableError: No server answers there (asked once).
-        ServeError: The server does not serve ToCo, one side does not trust the other, or they share no memory.
+        UnreachableError: No server answers at the address (not retried).
+        ServeError: The server does not serve ToCo, TLS fails, or the server does not allow shared memory.
         ConfigError: A file of ``tls`` cannot be used, or the answer format is unknown.
     """
 
@@ -59,10 +59,10 @@ class Client:
         check_answer_format(answer_format)
         self.url = url
         self._triton = grpc.InferenceServerClient(**channel_arguments(url, tls))
-        self._regions = SharedMemoryPool() if shared_memory else None
+        self._pool = SharedMemoryPool() if shared_memory else None
         try:
-            model = self._take(opening(url, timeout_s, self._regions))
-            self._conversation = Conversation(url, timeout_s, retry, answer_format, self._regions, model)
+            model = self._run(connect(url, timeout_s, self._pool))
+            self._conversation = Conversation(url, timeout_s, retry, answer_format, self._pool, model)
         except BaseException:
             self.close()
             raise
@@ -79,9 +79,9 @@ class Client:
         return self._conversation.model.classes
 
     def close(self) -> None:
-        """Close the connection, and remove the memory that the server shared."""
-        if self._regions is not None:
-            self._take(self._regions.closing())
+        """Close the connection and remove the shared memory."""
+        if self._pool is not None:
+            self._run(self._pool.close())
         self._triton.close()
 
     def segment(self, image: ImageInput, *, timeout_s: float | None = None) -> Segmentation:
@@ -89,75 +89,75 @@ class Client:
 
         Args:
             image: Path of a JPEG, PNG, WebP, BMP or TIFF file, the content of one, a PIL image, or an RGB array, uint8
-                ``[H, W, 3]``. Files travel as they are and are turned upright as their EXIF data say.
-            timeout_s: Longest wait, in the place of the client's own.
+                ``[H, W, 3]``. Files are sent as they are; the server applies their EXIF orientation.
+            timeout_s: Timeout of this call; None: the client's.
 
         Returns:
             Mask and confidence at the image's own size.
 
         Raises:
             DataError: The image cannot be read or decoded, or is too large for the server.
-            DeadlineError: No answer in time.
+            DeadlineError: No answer within the timeout.
             TransientError: No server answers (``UnreachableError``), it is too busy (``BusyError``), or its model
-                process ended (``BackendLostError``), each after as many attempts as ``retry`` and the time allow.
+                process ended (``BackendLostError``), after all retries that ``retry`` and the timeout allow.
             ServeError: The server failed.
         """
-        return self._take(self._conversation.segment(image, timeout_s))
+        return self._run(self._conversation.segment(image, timeout_s))
 
     def segment_tensor(self, images: UInt8Array, *, timeout_s: float | None = None) -> tuple[Segmentation, ...]:
-        """Segment a batch at the network's own resolution: no resizing on either side.
+        """Segment a batch at its own resolution, without resizing.
 
         Args:
             images: RGB, uint8 ``[B, H, W, 3]``, H and W multiples of the patch size.
-            timeout_s: Longest wait, in the place of the client's own.
+            timeout_s: Timeout of this call; None: the client's.
 
         Returns:
-            One answer for each image.
+            One segmentation per image.
 
         Raises:
-            DataError: The array is of another shape or type.
-            ImageSizeError: H or W is not a multiple of the patch size, or outside what the model was exported for.
+            DataError: The array has another shape or dtype.
+            ImageSizeError: H or W is not a multiple of the patch size, or outside the exported range.
             DeadlineError, TransientError, ServeError: As for ``segment``.
         """
-        return self._take(self._conversation.segment_tensor(images, timeout_s))
+        return self._run(self._conversation.segment_tensor(images, timeout_s))
 
     def segment_tiled(
         self, image: ImageInput, *, overlap: float = DEFAULT_OVERLAP, timeout_s: float | None = None
     ) -> Segmentation:
         """Segment a large image at its own resolution, in tiles of the size that the network is tuned for.
 
-        ``segment`` shrinks an image to that size, and what is small in it disappears. Here each pixel is decided by the
-        tile that sees most around it. An image that fits in one tile is answered as by ``segment``.
+        ``segment`` shrinks a large image to that size and loses small objects. Here each pixel is taken from the tile
+        that shows most of its surroundings. An image that fits in one tile is segmented as by ``segment``.
 
         Args:
-            image: As for ``segment``, but decoded on this side.
-            overlap: Share of a tile that neighbours show both, 0 to 0.75, at least.
-            timeout_s: Longest wait for each batch of tiles, in the place of the client's own.
+            image: As for ``segment``, but decoded by the client.
+            overlap: Smallest share of a tile that it has in common with its neighbour, 0 to 0.75.
+            timeout_s: Timeout of each batch of tiles; None: the client's.
 
         Returns:
             Mask and confidence at the image's own size.
 
         Raises:
-            ConfigError: The overlap is another number.
+            ConfigError: The overlap is out of range.
             DataError, DeadlineError, TransientError, ServeError: As for ``segment``.
         """
-        return self._take(self._conversation.segment_tiled(image, overlap, timeout_s))
+        return self._run(self._conversation.segment_tiled(image, overlap, timeout_s))
 
     def segment_many(
         self, images: Iterable[ImageInput], *, in_flight: int = REQUESTS_IN_FLIGHT, timeout_s: float | None = None
     ) -> Iterator[Outcome]:
-        """Segment many images, several at a time; a bad one does not stop the others.
+        """Segment many images, several at a time; an error does not stop the others.
 
         Args:
-            images: As for ``segment``; may be endless, no more than ``in_flight`` are taken ahead.
-            in_flight: Requests that wait for the server at once, at least 1.
-            timeout_s: Longest wait for each, in the place of the client's own.
+            images: As for ``segment``; may be endless: at most ``in_flight`` are read ahead.
+            in_flight: Largest number of simultaneous requests, at least 1.
+            timeout_s: Timeout of each image; None: the client's.
 
         Yields:
-            For each image, in their order, its segmentation or its error.
+            For each image, in order, its segmentation or its error.
 
         Raises:
-            UnreachableError: The server is gone.
+            UnreachableError: The server no longer answers.
             ConfigError: ``in_flight`` is below 1.
         """
         check_in_flight(in_flight)
@@ -174,7 +174,7 @@ class Client:
             pool.shutdown(cancel_futures=True)
 
     def _outcome(self, image: ImageInput, timeout_s: float | None) -> Outcome:
-        """Segment one of many."""
+        """Segment one image of many."""
         try:
             return Outcome(image, self.segment(image, timeout_s=timeout_s), None)
         except UnreachableError:
@@ -182,13 +182,13 @@ class Client:
         except TocoError as error:
             return Outcome(image, None, error)
 
-    def _take(self, exchange: Exchange[T]) -> T:
-        """Go through an exchange, step by step; what a step raises is the exchange's to understand."""
+    def _run(self, exchange: Exchange[T]) -> T:
+        """Run an exchange step by step; the exchange handles the errors of its steps."""
         try:
             step = next(exchange)
             while True:
                 try:
-                    result = self._do(step)
+                    result = self._perform(step)
                 except Exception as error:
                     step = exchange.throw(error)
                 else:
@@ -197,10 +197,10 @@ class Client:
             answer: T = end.value
             return answer
         finally:
-            exchange.close()  # at once, also when this was cancelled: it may hold shared memory
+            exchange.close()  # now, also after an interrupt: it may hold shared memory
 
-    def _do(self, step: Step) -> Any:
-        """Take one step."""
+    def _perform(self, step: Step) -> Any:
+        """Perform one step."""
         if isinstance(step, Call):
             return getattr(self._triton, step.method)(**step.arguments)
         if isinstance(step, Work):
@@ -209,10 +209,10 @@ class Client:
 
 
 def check_in_flight(number: int) -> None:
-    """Refuse to wait for an answer before anything is asked.
+    """Check the number of simultaneous requests.
 
     Raises:
-        ConfigError: The number is below 1.
+        ConfigError: It is below 1.
     """
     if number < 1:
         raise ConfigError(f"{number} requests in flight would be none at all; give 1 or more")

@@ -1,4 +1,4 @@
-"""How a client reaches a server: address, message sizes, reconnecting, TLS."""
+"""The gRPC channel to a server: address, message sizes, reconnecting, TLS."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True)
 class Tls:
-    """Files, PEM each, of an encrypted connection.
+    """PEM files for an encrypted connection.
 
     Attributes:
-        root_certificates: Who is trusted to sign the server's certificate; without it, whom the system trusts.
-        private_key: This client's key, where the server asks who the client is (mTLS).
-        certificate_chain: This client's certificate; goes with the key.
+        root_certificates: Certificates that may sign the server's; None: those of the system.
+        private_key: The client's key, if the server asks for a client certificate (mTLS).
+        certificate_chain: The client's certificate; needed together with the key.
     """
 
     root_certificates: str | Path | None = None
@@ -31,17 +31,17 @@ class Tls:
 
 
 def channel_arguments(url: str, tls: Tls | None) -> dict[str, Any]:
-    """Return what both of tritonclient's gRPC clients take, for a server at ``url``.
+    """Return the constructor arguments of tritonclient's gRPC clients for a server at ``url``.
 
     Raises:
-        ConfigError: A file of ``tls`` cannot be read, or key and certificate do not come together.
+        ConfigError: A file of ``tls`` cannot be read, or only one of key and certificate is given.
     """
     arguments: dict[str, Any] = {"url": url, "channel_args": _options(url)}
     return arguments if tls is None else {**arguments, "creds": _credentials(tls)}
 
 
 def _options(url: str) -> list[tuple[str, int]]:
-    """Messages of any size; a restarted server is found soon; no HTTP proxy on the way to this very machine."""
+    """Allow messages of any size, reconnect quickly to a restarted server, bypass HTTP proxies for this machine."""
     options = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),

@@ -1,4 +1,4 @@
-"""Outlines of the regions of a label map, by numpy alone."""
+"""Polygons around the regions of a mask, with NumPy alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Int32Array = npt.NDArray[np.int32]
 
 
 def mask_to_polygons(region: BoolArray) -> list[Int32Array]:
-    """Return the borders of a region, bool ``[H, W]``, as rings along the pixels' edges.
+    """Return the outlines of a region, bool ``[H, W]``, as rings along the pixel edges.
 
     Returns:
         Rings, each the corners int32 ``[N, 2]`` as (x, y), (0, 0) the upper left corner of the image and (W, H) its

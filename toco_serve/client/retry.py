@@ -1,4 +1,4 @@
-"""When to ask again: an inference changes nothing, so that a lost one may be repeated."""
+"""When to retry: an inference changes nothing on the server, so a lost one can be sent again."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how soon to ask again after a ``TransientError``, within the call's own time.
+    """How often and how soon to retry after a ``TransientError``, within the call's timeout.
 
-    A server that is about to stop is waited for as long as the call's time allows, whatever stands here.
+    Requests to a stopping server are retried until the call's timeout, independent of these values.
 
     Attributes:
-        max_attempts: Requests in all; 1 asks once.
-        first_pause_s: Longest pause after the first failure; it doubles with each further one.
-        longest_pause_s: Where the doubling ends.
+        max_attempts: Largest number of requests; 1: no retry.
+        first_pause_s: Longest pause after the first failure, in seconds; it doubles with each further failure.
+        longest_pause_s: Upper limit of the pause, in seconds.
     """
 
     max_attempts: int = 5
@@ -24,9 +24,9 @@ class Retry:
     longest_pause_s: float = 2.0
 
     def pauses(self) -> Iterator[float]:
-        """Give the pause before each further attempt, in seconds.
+        """Yield the pause before each further attempt, in seconds.
 
-        Each is drawn between half its bound and the whole, so that clients that failed together do not return together.
+        Each is drawn between half of its bound and the bound, so that clients that failed together retry apart.
         """
         bound = self.first_pause_s
         for _ in range(self.max_attempts - 1):

@@ -1,4 +1,4 @@
-"""A segmented image: labels, confidence, and the names that the labels stand for."""
+"""A segmented image: mask, confidence, class names and colours."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The answer for one image.
+    """The segmentation of one image.
 
     Attributes:
         mask: Labels, uint8 ``[H, W]``: 0 background, 1..C the classes.
-        confidence: 255 times the winner's softmax, uint8 ``[H, W]``.
+        confidence: 255 times the softmax of the predicted label, uint8 ``[H, W]``.
         classes: Names of the labels 1..C.
         palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]`` RGB, as ``save`` and ``overlay`` use them.
     """
@@ -34,26 +34,25 @@ class Segmentation:
     palette: UInt8Array
 
     def class_shares(self) -> dict[str, float]:
-        """Return the share of the pixels of each class that occurs, the largest first; with ``"background"``."""
+        """Return the share of the pixels of each label that occurs, the largest first, ``"background"`` included."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.classes) + 1)
         shares = {name: count / self.mask.size for name, count in zip((BACKGROUND, *self.classes), counts, strict=True)}
         return {name: float(shares[name]) for name in sorted(shares, key=lambda n: -shares[n]) if shares[name] > 0}
 
     def rles(self) -> dict[str, Rle]:
-        """Return the region of each class that occurs, in the order of the labels, as COCO's compressed run lengths."""
+        """Return the region of each class that occurs as COCO run lengths (compressed), in the order of the labels."""
         return {name: encode_rle(self.mask == label) for label, name in self._present()}
 
     def polygons(self) -> dict[str, list[Int32Array]]:
-        """Return the borders of each class that occurs, in the order of the labels.
+        """Return the outlines of each class that occurs, in the order of the labels.
 
-        Each is a list of rings int32 ``[N, 2]`` of (x, y) along the pixels' edges, clockwise, those of holes the other
-        way; see ``mask_to_polygons``. COCO's own polygons know no holes: take ``rles`` where they
-        count.
+        Each is a list of rings, int32 ``[N, 2]`` of (x, y) along the pixel edges: outer rings clockwise, holes
+        counter-clockwise; see ``mask_to_polygons``. COCO polygons have no holes: use ``rles`` where they matter.
         """
         return {name: mask_to_polygons(self.mask == label) for label, name in self._present()}
 
     def _present(self) -> list[tuple[int, str]]:
-        """Return the labels of classes that occur, with their names."""
+        """Return label and name of each class that occurs."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.classes) + 1)
         return [(label, name) for label, name in enumerate(self.classes, start=1) if counts[label]]
 
@@ -62,10 +61,10 @@ class Segmentation:
         save_mask(Path(path), self.mask, self.palette)
 
     def overlay(self, image: ImageInput, opacity: float = 0.55) -> Image.Image:
-        """Lay the mask's colours over its image.
+        """Return the image with the mask's colours over it.
 
         Raises:
-            DataError: The image cannot be read, or is of another size than the mask.
+            DataError: The image cannot be read, or has another size than the mask.
         """
         pixels = rgb_pixels(image)
         if pixels.shape[:2] != self.mask.shape:
@@ -76,12 +75,12 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image of many.
+    """The result for one image of ``segment_many``.
 
     Attributes:
-        image: What was given.
-        segmentation: The answer; None where there is an error.
-        error: Why there is no answer.
+        image: The image as given.
+        segmentation: Its segmentation; None after an error.
+        error: The error; None if there is a segmentation.
     """
 
     image: ImageInput

@@ -1,4 +1,4 @@
-"""Memory through which a client's tensors reach a server on the same machine, in the place of gRPC messages."""
+"""Shared memory that carries a client's tensors to a server on the same machine, instead of gRPC messages."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ FOLDER = Path("/dev/shm")
 
 
 class SharedMemoryPool:
-    """The regions of one client; may be used from several threads.
+    """The shared memory regions of one client. Thread-safe.
 
-    A region is registered with the server once, under a name of its own, and serves one request at a time. A request
-    that fails takes its region and all idle ones along: the server may read the one still, and may have been started
-    anew and know none. Their files are gone then; what the server has mapped stays whole until it lets go of it.
+    A region is registered with the server once, under its own name, and is used by one request at a time. A failed
+    request removes its region and all idle ones: the server may still read from its region, or may have restarted and
+    know none of them. Their files are deleted; the server's mapping stays valid until the server releases it.
     """
 
     def __init__(self) -> None:
         self._idle: deque[SharedMemory] = deque()
-        self._retired: set[str] = set()  # names that the server may still know
+        self._retired: set[str] = set()  # names that may still be registered with the server
 
     def infer(self, inference: Callable[[], Call], tensor: Any, images: UInt8Array, deadline: float) -> Exchange[Any]:
-        """Go through an inference whose input ``tensor`` is ``images``, of any shape.
+        """Run an inference with ``images``, of any shape, in shared memory.
 
         Args:
-            inference: Gives the call when it is its turn.
-            tensor: tritonclient's ``InferInput``, which is told where the images are.
-            images: What to ask for.
-            deadline: Of all of it, on the monotonic clock.
+            inference: Makes the call, when the images are in place.
+            tensor: tritonclient's ``InferInput``; it is pointed to the shared memory.
+            images: The input.
+            deadline: End of the call's time, on the monotonic clock.
 
         Raises:
-            ServeError: This machine has no memory for it.
+            ServeError: This machine has too little shared memory.
         """
         region = self._fitting(images.nbytes) or (yield from self._registered(images.nbytes, deadline))
         try:
             np.copyto(np.ndarray(images.shape, images.dtype, region.buf), images)
             tensor.set_shared_memory(region.name, images.nbytes)
             result = yield inference()
-        except BaseException:  # a cancelled task's too
+        except BaseException:  # also of a cancelled task
             self._retire(region)
             raise
         self._idle.append(region)
         return result
 
-    def opening(self, num_bytes: int, deadline: float) -> Exchange[None]:
-        """Have a first region ready; the server refuses it where it shares no memory with this client."""
+    def open(self, num_bytes: int, deadline: float) -> Exchange[None]:
+        """Register a first region; the server refuses it if it does not allow shared memory."""
         self._idle.append((yield from self._registered(num_bytes, deadline)))
 
-    def closing(self) -> Exchange[None]:
-        """Remove every region, and let the server forget it if it is there.
+    def close(self) -> Exchange[None]:
+        """Remove every region, and unregister it with the server if that still runs.
 
-        It refuses while it reads one still, for a request that was given up or just before its answer is done with:
-        it is asked again for ``CLOSING_S``, then left to keep what it has mapped.
+        The server refuses while it still reads from a region, for a cancelled request or right after an answer: this
+        is retried for ``CLOSING_S``, then the server keeps its mapping.
         """
         deadline = time.monotonic() + CLOSING_S
         self._retire()
@@ -75,7 +75,7 @@ class SharedMemoryPool:
             yield Pause(IN_USE_PAUSE_S)
 
     def _fitting(self, num_bytes: int) -> SharedMemory | None:
-        """Take an idle region; one that is too small is replaced by another for good."""
+        """Take an idle region that is large enough; one that is too small is removed."""
         with suppress(IndexError):
             region = self._idle.pop()
             if region.size >= num_bytes:
@@ -84,7 +84,7 @@ class SharedMemoryPool:
         return None
 
     def _registered(self, num_bytes: int, deadline: float) -> Exchange[SharedMemory]:
-        """Make a region that the server knows; let it forget those of before."""
+        """Make a region and register it with the server; unregister the retired ones first."""
         yield from self._unregistered(deadline)
         region = _created(num_bytes)
         try:
@@ -98,7 +98,7 @@ class SharedMemoryPool:
         return region
 
     def _unregistered(self, deadline: float) -> Exchange[bool]:
-        """Let the server forget retired regions; return whether it uses some still, which are left for another time."""
+        """Unregister retired regions; return whether the server still uses some, which stay retired."""
         in_use = False
         for name in tuple(self._retired):
             seconds = max(deadline - time.monotonic(), 0.0)
@@ -110,7 +110,7 @@ class SharedMemoryPool:
         return in_use
 
     def _retire(self, *regions: SharedMemory) -> None:
-        """Remove regions that are in use and all idle ones."""
+        """Remove these regions and all idle ones."""
         for region in regions:
             self._remove(region)
         with suppress(IndexError):
@@ -125,10 +125,10 @@ class SharedMemoryPool:
 
 
 def _created(num_bytes: int) -> SharedMemory:
-    """Make a region under a new name, its memory reserved: writing where none is left would kill this process.
+    """Make a region with a new name. Its memory is reserved: writing to unreserved memory could kill this process.
 
     Raises:
-        ServeError: There is not that much.
+        ServeError: There is too little shared memory.
     """
     region = SharedMemory(f"toco-client-{secrets.token_hex(8)}", create=True, size=num_bytes)
     try:

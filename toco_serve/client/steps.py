@@ -1,4 +1,4 @@
-"""The steps that an exchange with the server is made of: a client takes them, and sends back what came of each."""
+"""The steps of an exchange with the server: a client performs each step and sends its result back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 @dataclass(frozen=True)
 class Call:
-    """Ask the server: a method that tritonclient's two gRPC clients share, and its arguments."""
+    """Call the server: a method that both gRPC clients of tritonclient have, and its arguments."""
 
     method: str
     arguments: dict[str, Any]
@@ -17,14 +17,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Work:
-    """Compute something that takes longer than an event loop should wait."""
+    """Run a function that would block an event loop for too long."""
 
     function: Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Let time pass."""
+    """Wait."""
 
     seconds: float
 

@@ -1,4 +1,4 @@
-"""Tiles of an image that is larger than the network's own size: where they lie, and which part of each counts."""
+"""Tiles of an image that is larger than the network's size: where they lie, and which part of each is used."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Tile:
     """One tile.
 
     Attributes:
-        source: Rows and columns of the padded image that it shows.
-        kept: Those of its own rows and columns that count, none nearer to its rim than to a neighbour's.
-        target: Where these lie in the image.
+        source: Its rows and columns in the padded image.
+        kept: The part of the tile that is used, in the tile's own rows and columns.
+        target: The place of that part in the image.
     """
 
     source: tuple[slice, slice]
@@ -31,18 +31,17 @@ class Tile:
 
 
 def tiles(size: tuple[int, int], tile_size: tuple[int, int], overlap: float) -> list[Tile]:
-    """Cover an image with tiles, row by row, that overlap by at least a share of their size.
+    """Cover an image with overlapping tiles, row by row.
 
-    Neighbours share their overlap in the middle, where both see equally far beyond: a pixel is decided by the tile
-    that sees most around it.
+    An overlap is cut in its middle: each pixel is taken from the tile that shows most of its surroundings.
 
     Args:
         size: Height and width of the image.
-        tile_size: Those of a tile; a side that is longer than the image's reaches beyond it (see ``padded``).
-        overlap: Share of a tile, 0 to ``MAX_OVERLAP``.
+        tile_size: Height and width of a tile; may be larger than the image (see ``padded``).
+        overlap: Smallest overlap of neighbours, as a share of a tile, 0 to ``MAX_OVERLAP``.
 
     Raises:
-        ConfigError: The overlap is another number.
+        ConfigError: The overlap is out of range.
     """
     if not 0 <= overlap <= MAX_OVERLAP:
         raise ConfigError(f"the overlap is {overlap:g}; expected a share of a tile, 0 to {MAX_OVERLAP:g}")
@@ -51,13 +50,13 @@ def tiles(size: tuple[int, int], tile_size: tuple[int, int], overlap: float) -> 
 
 
 def padded(image: UInt8Array, tile_size: tuple[int, int]) -> UInt8Array:
-    """Continue the last row and column of an image, uint8 ``[H, W, 3]``, until it is as large as a tile at least."""
+    """Repeat the last row and column of an image, uint8 ``[H, W, 3]``, until it is at least as large as a tile."""
     rows, columns = (max(0, tile - length) for tile, length in zip(tile_size, image.shape, strict=False))
     return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else image
 
 
 def _spans(length: int, tile: int, overlap: float) -> Iterator[tuple[slice, slice, slice]]:
-    """Give source, kept and target of each tile along one axis, evenly spread."""
+    """Yield source, kept and target of each tile along one axis, evenly spaced."""
     if length <= tile:
         yield slice(0, tile), slice(0, length), slice(0, length)
         return

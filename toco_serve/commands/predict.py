@@ -18,7 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from toco_core.cli import CommandParser, print_error, run_command
 from toco_core.errors import ConfigError, TocoError
 from toco_core.files import write_atomic
-from toco_serve.client.answers import OUTPUTS
+from toco_serve.client.answer_formats import OUTPUTS
 from toco_serve.client.client import DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, Client
 from toco_serve.client.connection import DEFAULT_URL, Tls
 from toco_serve.client.segmentation import Segmentation

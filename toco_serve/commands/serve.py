@@ -19,6 +19,7 @@ from rich.table import Table
 from toco_core.cli import CommandParser, print_error, run_command
 from toco_core.errors import ServeError
 from toco_core.manifest import MANIFEST_FILE, read_manifest
+from toco_core.text import listed
 from toco_serve.server.container import commands
 from toco_serve.server.embedded import EmbeddedTriton
 from toco_serve.server.ports import LOOPBACK, Ports
@@ -187,12 +188,10 @@ def _status_table(status: ServerStatus) -> Table:
 def _panel(server: EmbeddedTriton) -> Panel:
     """Say what is served, where, and what to type next."""
     manifest = server.manifest
-    shown = ", ".join(manifest.classes[:MAX_CLASSES_SHOWN])
-    more = len(manifest.classes) - MAX_CLASSES_SHOWN
     table = Table.grid(padding=(0, 2))
     rows = {
         "model": f"{manifest.backbone}, {', '.join(f'{a.file} ({a.precision})' for a in manifest.artefacts)}",
-        "classes": shown + (f" and {more} more" if more > 0 else ""),
+        "classes": listed(manifest.classes, MAX_CLASSES_SHOWN),
         "gRPC": server.grpc_url,
         "HTTP": server.http_url,
         "metrics": server.metrics_url,

@@ -1,4 +1,4 @@
-"""The command that serves a model repository from NVIDIA's container: as few rights and open doors as it needs."""
+"""The command that serves a model repository from NVIDIA's container, with minimal rights and open ports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toco_core.manifest import Manifest, triton_image
 from toco_serve.server.options import EXIT_TIMEOUT_S, arguments, hardened
 from toco_serve.server.ports import LOOPBACK, Ports
 
-RELEASE = "26.06"  # of Triton, where no engine asks for another
+RELEASE = "26.06"  # of Triton, unless an engine needs another
 TRITON_USER = 1000  # "triton-server" in NVIDIA's image
 
 MODELS, TLS = "/models", "/tls"
@@ -20,18 +20,18 @@ SERVER_CERTIFICATE, SERVER_KEY, CLIENTS_ROOT = CERTIFICATES = ("server.pem", "se
 
 
 def commands(repository: Path, manifest: Manifest, ports: Ports, *, tls: Path | None, gpu: bool) -> str:
-    """Return shell commands: one that adds to NVIDIA's image what the models import, and one that runs it.
+    """Return two shell commands: the first adds the models' packages to NVIDIA's image, the second runs it.
 
     Args:
         repository: The model repository, mounted read-only.
         manifest: Its manifest, for the versions of ONNX Runtime and TensorRT-RTX.
-        ports: Where the host listens. HTTP (health) and metrics on its loopback address only.
-        tls: Folder with ``server.pem`` and ``server.key``, and ``ca.pem`` if clients have to show a certificate that it
-            signed. Without TLS gRPC too stays on the loopback address.
+        ports: Ports of the host. HTTP (health) and metrics are open on its loopback address only.
+        tls: Folder with ``server.pem`` and ``server.key``, and with ``ca.pem`` if clients must present a certificate
+            signed by it. Without TLS, gRPC is open on the loopback address only, too.
         gpu: Whether the container gets the host's GPUs.
 
     Raises:
-        ServeError: The folder lacks a file, or the image would not load the repository's engine.
+        ServeError: The folder lacks a file, or the image cannot load the repository's engine.
     """
     release = _release(manifest)
     run = [
@@ -68,16 +68,16 @@ def container_arguments(tls: Path | None) -> list[str]:
 
 
 def _release(manifest: Manifest) -> str:
-    """Return which release of Triton serves a repository: an engine loads only in the TensorRT that built it.
+    """Return the release of Triton for a repository: an engine loads only in the TensorRT version that built it.
 
     Raises:
-        ServeError: It was built by another TensorRT than an image's own.
+        ServeError: The engine was not built by the TensorRT of one of NVIDIA's images.
     """
     if manifest.backend == "tensorrt" and manifest.container is None:
         built = manifest.versions.get("tensorrt", "of an unknown version")
         raise ServeError(
-            f"the engine was built by TensorRT {built} outside of NVIDIA's image, which loads only what its own "
-            f"TensorRT built; export again with --in-container {RELEASE}"
+            f"the engine was built by TensorRT {built} outside of NVIDIA's image, which loads only engines of its "
+            f"own TensorRT; export again with --in-container {RELEASE}"
         )
     return manifest.container or RELEASE
 
@@ -87,7 +87,7 @@ def _image(release: str) -> str:
 
 
 def _build(manifest: Manifest, release: str, *, gpu: bool) -> str:
-    """Add to NVIDIA's image the packages that the models import and it has not."""
+    """Return the command that adds the packages which the models import to NVIDIA's image."""
     runtime, rtx = manifest.versions.get("onnxruntime"), manifest.versions.get("tensorrt_rtx")
     packages = [
         ("onnxruntime-gpu" if gpu else "onnxruntime") + (f"=={runtime}" if runtime else ""),
@@ -99,7 +99,7 @@ def _build(manifest: Manifest, release: str, *, gpu: bool) -> str:
 
 
 def _published(ports: Ports, *, encrypted: bool) -> str:
-    """Let the host's ports lead to Triton's; only an encrypted one is seen from other machines."""
+    """Map the host's ports to Triton's; only encrypted gRPC is open to other machines."""
     inside = Ports()
     grpc = f"{ports.grpc}:{inside.grpc}" if encrypted else f"{LOOPBACK}:{ports.grpc}:{inside.grpc}"
     http, metrics = (
@@ -109,10 +109,10 @@ def _published(ports: Ports, *, encrypted: bool) -> str:
 
 
 def _user() -> str:
-    """Return who runs Triton: the caller, whom the repository and the key are readable for, but never root."""
+    """Return the user that runs Triton: the caller, who can read repository and key, but never root."""
     return f"{os.getuid()}:{os.getgid()}" if os.getuid() else f"{TRITON_USER}:{TRITON_USER}"
 
 
 def _mounted(path: Path, place: str) -> str:
-    """Show a folder or a file in the container, read-only."""
+    """Mount a folder or a file in the container, read-only."""
     return f"--volume {shlex.quote(f'{path.resolve()}:{place}:ro')}"

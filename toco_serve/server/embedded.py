@@ -1,4 +1,4 @@
-"""Triton on this machine, without a container: started, watched, renewed and stopped from Python."""
+"""Triton on this machine without a container: started, supervised, updated and stopped from Python."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ logger = logging.getLogger(__name__)
 
 
 class EmbeddedTriton:
-    """A Triton server of this machine, for as long as the ``with`` block lasts.
+    """A Triton server on this machine that runs inside a ``with`` block.
 
-    The server ends with the block, and also when this process ends in any other way, with all its processes and
-    shared memory: a supervisor process sees to that (``toco_serve/server/supervisor.py``).
+    The server ends with the block, and also when this process ends in any other way. A supervisor process
+    (``toco_serve/server/supervisor.py``) then ends all its processes and removes their shared memory.
 
     Args:
         repository: A model repository that ``toco-export`` wrote.
         ports: Where to listen, on 127.0.0.1 only.
-        ready_timeout_s: How long loading and warming up the models may take.
-        log_file: Where Triton's own log goes, the last one being kept as ``.1``; without one it is kept until the
-            server ends, for error messages.
-        shared_memory: Let clients hand over tensors in shared memory (``Client(url, shared_memory=True)``). Any process
-            that reaches the port can then let the server read and write memory that this user shares.
+        ready_timeout_s: Longest time for loading and warming up the models, in seconds.
+        log_file: File for Triton's log; an existing one is renamed to end in ``.1``. None: no file.
+        shared_memory: Let clients send tensors in shared memory (``Client(url, shared_memory=True)``). Any process that
+            reaches the port can then make the server read and write this user's shared memory.
 
     Raises:
-        ServeError: On entry, one sentence for each of: no Triton for this Python, no repository, an artefact that is
-            not the manifest's, a port that is taken, a model that does not load, not ready in time.
+        ServeError: On entry: there is no Triton for this Python, no repository, an artefact that differs from the
+            manifest, a port in use, a model that does not load, or the server is not ready in time.
     """
 
     def __init__(
@@ -62,33 +61,33 @@ class EmbeddedTriton:
 
     @property
     def manifest(self) -> Manifest:
-        """What is served."""
+        """The manifest of the served repository."""
         if self._manifest is None:
             self._manifest = read_manifest(self.repository)
         return self._manifest
 
     @property
     def grpc_url(self) -> str:
-        """Where clients ask, without a scheme, as gRPC wants it."""
+        """The gRPC address for clients, without a scheme."""
         return f"{LOOPBACK}:{self.ports.grpc}"
 
     @property
     def http_url(self) -> str:
-        """Triton's HTTP endpoint."""
+        """The URL of Triton's HTTP endpoint."""
         return f"http://{LOOPBACK}:{self.ports.http}"
 
     @property
     def metrics_url(self) -> str:
-        """Triton's metrics, in Prometheus' format."""
+        """The URL of Triton's metrics in Prometheus format."""
         return f"http://{LOOPBACK}:{self.ports.metrics}/metrics"
 
     @property
     def pid(self) -> int:
-        """Process id of the supervisor, the parent of all that the server is: end it and the server ends."""
+        """Process id of the supervisor, the parent of all server processes: when it ends, the server ends."""
         return self._running.pid
 
     def start(self) -> None:
-        """Check the repository, start the server and wait until it is ready; see the class for what it raises."""
+        """Check the repository, start the server and wait until it is ready; raises what the class describes."""
         if self._process is not None:
             raise ServeError("the server is running already; stop it first")
         self._manifest = checked_manifest(self.repository)
@@ -97,24 +96,24 @@ class EmbeddedTriton:
         logger.info("Triton serves %s at %s", self.repository, self.grpc_url)
 
     def roll_out(self, repository: str | Path | None = None) -> None:
-        """Serve what a repository holds now in the place of what is served, without a gap.
+        """Replace the served models by a repository's present content, without interruption.
 
-        A second server is started on the same ports, and when it is ready the first answers what it has in hand and
-        ends. A client that the first turns away meanwhile asks again and finds the second, as ``Client`` does by
-        itself. The metrics, which cannot share a port, move to another (``metrics_url``).
+        A second server starts on the same ports. When it is ready, the first finishes its requests and ends. Clients
+        that the first refuses meanwhile must retry to reach the second; ``Client`` does. The metrics cannot share a
+        port and move to another (``metrics_url``).
 
         Args:
-            repository: Another repository; without one the same, whose content may have been replaced.
+            repository: Another repository; None: the same one, whose content may have changed.
 
         Raises:
-            ServeError: As on entry, or the classes are others; what was served goes on being served.
+            ServeError: As on entry, or the classes differ; the first server then keeps serving.
         """
         first, folder = self._running, self.repository if repository is None else Path(repository)
         manifest = checked_manifest(folder)
         if manifest.classes != self.manifest.classes:
             raise ServeError(
-                f"{folder} has other classes than what is served, which connected clients would call by the wrong "
-                "names; stop the server and start it anew"
+                f"{folder} has other classes than the served model, and connected clients would use the wrong "
+                "names; stop the server and start it again"
             )
         ports = replace(self.ports, metrics=choose_ports(Ports(0, 0, 0)).metrics)
         self._process = self._started(folder, ports)
@@ -123,16 +122,16 @@ class EmbeddedTriton:
         logger.info("Triton serves %s at %s", self.repository, self.grpc_url)
 
     def stop(self) -> None:
-        """Let the requests in hand finish, then end the server; does nothing where none runs."""
+        """Let running requests finish, then end the server; does nothing if none runs."""
         if self._process is not None:
             self._process.stop()
             self._process = None
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Block for as long as the server runs, or for ``timeout_s``.
+        """Block until the server ends, or for ``timeout_s``.
 
         Raises:
-            ServeError: It ended by itself, with Triton's reason.
+            ServeError: It ended by itself; with Triton's reason.
         """
         process = self._running
         if process.wait(timeout_s):
@@ -140,7 +139,7 @@ class EmbeddedTriton:
 
     @property
     def _running(self) -> TritonProcess:
-        """The process that serves."""
+        """The running process."""
         if self._process is None:
             raise ServeError("the server is not running; start it first")
         return self._process
@@ -157,11 +156,10 @@ class EmbeddedTriton:
 
 
 def checked_manifest(repository: Path) -> Manifest:
-    """Read the manifest and check that this Triton can serve what it describes, and that this is what is there.
+    """Read the manifest and check that this Triton can serve it and that the artefacts match it.
 
     Raises:
-        ServeError: There is no manifest, it is for another of Triton's backends, or an artefact is missing or another
-            file.
+        ServeError: There is no manifest, it is for another Triton backend, or an artefact is missing or differs.
     """
     manifest = read_manifest(repository)
     if manifest.backend != "python":

@@ -1,4 +1,4 @@
-"""Triton's command line: no control by clients, nothing completed by guessing, answers before it ends."""
+"""Triton's command line: clients cannot control the server, configurations are complete, requests finish at the end."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from toco_serve.server.ports import LOOPBACK, Ports
 
 EXIT_TIMEOUT_S = 20
 
-# Nothing here needs these, and a client could read or change the server through them: the key is known to nobody.
+# Nothing here uses these APIs, and clients could read or change the server through them: nobody knows the key.
 RESTRICTED = "model-repository,trace,logging"
 SHARED_MEMORY = "shared-memory"
 
 
 def hardened(ports: Ports, *, shared_memory: bool = False) -> dict[str, object]:
-    """Return the options that every server gets, embedded or not; clients by gRPC alone may share memory."""
+    """Return the options of every server, embedded or not; shared memory is for gRPC clients only."""
     key = f"toco-admin={secrets.token_hex(16)}"
     restricted = f"{RESTRICTED},{SHARED_MEMORY}:{key}"
     return {
@@ -35,10 +35,10 @@ def hardened(ports: Ports, *, shared_memory: bool = False) -> dict[str, object]:
 def embedded_arguments(
     repository: Path, ports: Ports, backends: Path, shm_prefix: str, *, shared_memory: bool
 ) -> list[str]:
-    """Return the arguments of a server of this machine: loopback only.
+    """Return the arguments of an embedded server, on the loopback address only.
 
-    It shares its ports for gRPC and HTTP with a successor (``EmbeddedTriton.roll_out``); that they are free otherwise
-    is seen to before.
+    It shares its gRPC and HTTP ports with its successor (``EmbeddedTriton.roll_out``). The caller checks that they are
+    free otherwise.
     """
     options = {
         **hardened(ports, shared_memory=shared_memory),
@@ -55,5 +55,5 @@ def embedded_arguments(
 
 
 def arguments(options: dict[str, object]) -> list[str]:
-    """Write options as Triton takes them; those without a value are switches."""
+    """Return options as command-line arguments; None stands for a switch without a value."""
     return [f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()]

@@ -1,4 +1,4 @@
-"""The ports that Triton listens on: free ones found, taken ones named."""
+"""The ports that Triton listens on: finds free ones and reports ports in use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ports:
-    """Where Triton listens, on the loopback address; 0 stands for any free port."""
+    """Triton's ports on the loopback address; 0: any free port."""
 
     grpc: int = 8001
     http: int = 8000
@@ -25,10 +25,10 @@ DEFAULT_PORTS = Ports()
 
 
 def choose_ports(ports: Ports) -> Ports:
-    """Replace each 0 by a free port, and see that the others are free.
+    """Replace each 0 by a free port, and check that the other ports are free.
 
     Raises:
-        ServeError: A port is taken, not allowed, not a port, or given twice.
+        ServeError: A port is in use, not allowed, out of range, or given twice.
     """
     given = [port for port in astuple(ports) if port]
     if len(set(given)) < len(given):
@@ -39,7 +39,7 @@ def choose_ports(ports: Ports) -> Ports:
 
 
 def _bound(port: int, ports: Ports) -> socket.socket:
-    """Take a port."""
+    """Bind a port."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Triton does: a port just left is free
     try:
@@ -47,7 +47,7 @@ def _bound(port: int, ports: Ports) -> socket.socket:
         listener.listen()
     except PermissionError as error:
         listener.close()
-        raise ServeError(f"port {port} needs root's rights; give one above 1023") from error
+        raise ServeError(f"port {port} needs root rights; give one above 1023") from error
     except (OSError, OverflowError) as error:
         listener.close()
         raise port_error(port, ports) from error
@@ -55,7 +55,7 @@ def _bound(port: int, ports: Ports) -> socket.socket:
 
 
 def port_error(port: int, ports: Ports) -> ServeError:
-    """Say that a port cannot be had, and what to do."""
+    """Return the error for a port that is in use or out of range."""
     if not 0 <= port <= 65535:
         return ServeError(f"{port} is not a port; expected 1 to 65535, or 0 for any free one")
     name = next(field.name for field in fields(ports) if getattr(ports, field.name) == port)

@@ -1,8 +1,7 @@
-"""One Triton and the supervisor that keeps it, from its start to its end."""
+"""One Triton process and its supervisor, from start to end."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import secrets
 import shutil
@@ -16,9 +15,10 @@ from typing import BinaryIO
 
 from toco_core.errors import ServeError
 from toco_serve.server import supervisor
-from toco_serve.server.log import failure_reason, port_taken
+from toco_serve.server.http import responds
 from toco_serve.server.options import EXIT_TIMEOUT_S, embedded_arguments
-from toco_serve.server.ports import LOOPBACK, Ports, port_error
+from toco_serve.server.ports import Ports, port_error
+from toco_serve.server.triton_log import failure_reason, port_taken
 from toco_serve.server.wheel import assemble_backends, find_triton
 
 READY_POLL_S = 0.05
@@ -28,10 +28,10 @@ class TritonProcess:
     """A started Triton.
 
     Args:
-        repository: What it serves.
+        repository: The model repository.
         ports: Where it listens, on 127.0.0.1.
-        log_file: Where its log goes; what is there is kept, with ``.1`` at the end of its name.
-        shared_memory: Whether clients may share memory with it.
+        log_file: Triton's log file; an existing one is renamed to end in ``.1``. None: no file.
+        shared_memory: Whether clients may use shared memory.
 
     Raises:
         ServeError: There is no Triton for this Python, or the log cannot be written.
@@ -55,7 +55,7 @@ class TritonProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the server in order
+                start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server in order
             )
         except BaseException:
             self._clean_up()
@@ -72,13 +72,13 @@ class TritonProcess:
         return self._process.poll() is None
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Ask until every model is loaded and warm and the metrics, which start last, are there.
+        """Wait until every model is loaded and warm and the metrics, which start last, are served.
 
         Raises:
-            ServeError: It ended before, with the reason, or was not ready in time.
+            ServeError: Triton ended before that (with its reason), or was not ready in time.
         """
         deadline = time.monotonic() + timeout_s
-        while not (answers(self._ports.metrics, "/metrics") and answers(self._ports.http, "/v2/health/ready")):
+        while not (responds(self._ports.metrics, "/metrics") and responds(self._ports.http, "/v2/health/ready")):
             if not self.running:
                 raise self._startup_failure()
             if time.monotonic() > deadline:
@@ -90,17 +90,17 @@ class TritonProcess:
         self._ready = True
 
     def stop(self) -> None:
-        """Let the requests in hand finish, then end the server."""
+        """Let running requests finish, then end the server."""
         self._process.send_signal(supervisor.FINISH if self._ready else supervisor.AT_ONCE)
         try:
             self._process.wait(EXIT_TIMEOUT_S + 10)
-        except subprocess.TimeoutExpired:  # the supervisor hangs; its end makes the kernel end the server
+        except subprocess.TimeoutExpired:  # the supervisor hangs; when it is killed, the kernel ends the server
             self._process.kill()
             self._process.wait()
         self._clean_up()
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Wait for the end of the server; tell whether it came."""
+        """Wait for the end of the server; return whether it ended within the time."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -108,7 +108,7 @@ class TritonProcess:
         return True
 
     def end_reason(self) -> str:
-        """Say why the server ended: the signal that killed it, or what it printed last."""
+        """Return why the server ended: the signal that killed it, or its last error message."""
         status = self._process.returncode
         killed_by = -status if status < 0 else status - 128
         if killed_by > 0:
@@ -116,7 +116,7 @@ class TritonProcess:
         return failure_reason(self._read_log())
 
     def _startup_failure(self) -> ServeError:
-        """Say why the server ended before it was ready."""
+        """Return the error of a server that ended before it was ready."""
         if (port := port_taken(self._read_log())) is not None:
             return port_error(port, self._ports)
         return ServeError(f"Triton cannot serve {self._repository}: {self.end_reason()}")
@@ -126,13 +126,13 @@ class TritonProcess:
         return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
 
     def _clean_up(self) -> None:
-        """Let go of log and backend directory; the supervisor removes the latter too when this process cannot."""
+        """Close the log and remove the backend directory; the supervisor removes it if this process cannot."""
         self._log.close()
         shutil.rmtree(self._workspace, ignore_errors=True)
 
 
 def open_log(path: Path | None) -> BinaryIO:
-    """Open a log file anew, for reading too, and keep the last one as ``.1``; without a path one that nobody sees.
+    """Open a new log file for writing and reading; an existing one is renamed to end in ``.1``. None: a temporary file.
 
     Raises:
         ServeError: The file cannot be written.
@@ -145,15 +145,3 @@ def open_log(path: Path | None) -> BinaryIO:
         return path.open("w+b")
     except OSError as error:
         raise ServeError(f"cannot write the log file {path}: {error.strerror}; give another path") from error
-
-
-def answers(port: int, path: str) -> bool:
-    """Tell whether a GET of a path on this machine succeeds."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()

@@ -1,21 +1,15 @@
-"""What a running Triton says of its models: readiness, queue, throughput, latency."""
+"""The status of a running Triton: readiness, queue, throughput and latency of each model."""
 
 from __future__ import annotations
 
-import re
+import json
+import math
 import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from dataclasses import dataclass
 
-from toco_serve.errors import UnreachableError
-from toco_serve.server.ports import LOOPBACK, Ports
-
-TIMEOUT_S = 5.0
-
-_SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
+from toco_serve.server.http import get, no_triton, responds
+from toco_serve.server.ports import Ports
 
 Samples = dict[tuple[str, str], dict[str, float]]
 
@@ -27,14 +21,13 @@ class ModelStatus:
     Attributes:
         name: The model.
         version: Its version.
-        ready: Whether it takes requests.
+        ready: Whether it accepts requests.
         waiting: Requests in its queue.
-        requests: Requests answered since it was loaded.
-        failed: Requests that failed since, those that were refused or given up among them.
-        images_per_s: Inferences a second, over the time that was watched.
-        latency_p50_ms: Median time of a request in the server, of those of the last minute or so; None where there
-            were none.
-        latency_p99_ms: Time that one in a hundred exceeded.
+        requests: Requests answered since the model was loaded.
+        failed: Requests that failed since then, refused and cancelled ones included.
+        images_per_s: Images per second during the watched time.
+        latency_p50_ms: Median time of a request in the server over about the last minute; None without requests.
+        latency_p99_ms: 99th percentile of the same.
     """
 
     name: str
@@ -58,37 +51,43 @@ class ServerStatus:
 
 
 def server_status(ports: Ports, watched_s: float) -> ServerStatus:
-    """Ask a Triton of this machine, and watch it for a while to see its throughput.
+    """Ask a Triton of this machine for its status.
 
     Args:
-        ports: Where it listens for HTTP and gives its metrics.
-        watched_s: How long to watch, in seconds.
+        ports: Its ports for HTTP and metrics.
+        watched_s: Time over which the throughput is measured, in seconds.
 
     Raises:
-        UnreachableError: Nobody answers at one of the ports.
+        UnreachableError: No Triton answers at one of the ports.
     """
-    described = _get(ports.http, "/v2")
-    found = re.search(r'"version":"([^"]*)"', described)
+    version = _server_version(ports)
     before, begun = _samples(ports), time.monotonic()
     time.sleep(watched_s)
     after, passed_s = _samples(ports), time.monotonic() - begun
     models = tuple(_model_status(key, before.get(key, {}), after[key], passed_s, ports) for key in sorted(after))
-    return ServerStatus(found[1] if found else "unknown", _says_ready(ports, "/v2/health/ready"), models)
+    return ServerStatus(version, responds(ports.http, "/v2/health/ready"), models)
+
+
+def _server_version(ports: Ports) -> str:
+    try:
+        return str(json.loads(get(ports.http, "/v2"))["version"])
+    except (ValueError, KeyError, TypeError) as error:  # the answer of another program
+        raise no_triton(ports.http) from error
 
 
 def _model_status(
     key: tuple[str, str], before: dict[str, float], after: dict[str, float], passed_s: float, ports: Ports
 ) -> ModelStatus:
-    """Read one model's numbers."""
+    """Return the status of one version of a model, from its metrics before and after the watched time."""
     name, version = key
-    done = after.get("nv_inference_count", 0) - before.get("nv_inference_count", 0)
+    done = after.get("nv_inference_count_total", 0) - before.get("nv_inference_count_total", 0)
     return ModelStatus(
         name=name,
         version=version,
-        ready=_says_ready(ports, f"/v2/models/{name}/versions/{version}/ready"),
+        ready=responds(ports.http, f"/v2/models/{name}/versions/{version}/ready"),
         waiting=int(after.get("nv_inference_pending_request_count", 0)),
-        requests=int(after.get("nv_inference_request_success", 0)),
-        failed=int(after.get("nv_inference_request_failure", 0)),
+        requests=int(after.get("nv_inference_request_success_total", 0)),
+        failed=int(after.get("nv_inference_request_failure_total", 0)),
         images_per_s=done / passed_s,
         latency_p50_ms=_milliseconds(after.get("nv_inference_request_summary_us 0.5")),
         latency_p99_ms=_milliseconds(after.get("nv_inference_request_summary_us 0.99")),
@@ -96,40 +95,25 @@ def _model_status(
 
 
 def _milliseconds(microseconds: float | None) -> float | None:
-    """Convert a quantile; NaN stands for one of nothing."""
-    return None if microseconds is None or microseconds != microseconds else microseconds / 1e3  # noqa: PLR0124 (NaN)
+    """Convert a quantile; Triton gives NaN if there were no requests."""
+    return None if microseconds is None or math.isnan(microseconds) else microseconds / 1e3
 
 
 def _samples(ports: Ports) -> Samples:
-    """Return the metrics of each version of each model: quantiles by ``name quantile``, failures of any reason."""
+    """Return the metrics of each version of each model by name, summed over other labels such as the failure's reason.
+
+    A quantile's name ends in it: ``nv_inference_request_summary_us 0.5``. The parser adds ``_total`` to counters.
+    """
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415  (only this command needs it)
+
+    try:
+        families = list(text_string_to_metric_families(get(ports.metrics, "/metrics")))
+    except ValueError as error:  # the answer of another program
+        raise no_triton(ports.metrics) from error
     models: Samples = defaultdict(lambda: defaultdict(float))
-    for sample in _SAMPLE.finditer(_get(ports.metrics, "/metrics")):
-        labels = dict(_LABEL.findall(sample["labels"]))
-        if "model" in labels:
-            name = f"{sample['name']} {labels['quantile']}" if "quantile" in labels else sample["name"]
-            models[labels["model"], labels["version"]][name] += float(sample["value"])
+    for sample in (sample for family in families for sample in family.samples):
+        if "model" in sample.labels:
+            quantile = sample.labels.get("quantile")
+            name = f"{sample.name} {quantile}" if quantile else sample.name
+            models[sample.labels["model"], sample.labels["version"]][name] += sample.value
     return models
-
-
-def _says_ready(ports: Ports, path: str) -> bool:
-    """Tell whether a question for readiness is answered with yes."""
-    try:
-        _get(ports.http, path)
-    except urllib.error.HTTPError:
-        return False
-    return True
-
-
-def _get(port: int, path: str) -> str:
-    """Ask a server of this machine, past any proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"http://{LOOPBACK}:{port}{path}", timeout=TIMEOUT_S) as reply:
-            return str(reply.read().decode())
-    except urllib.error.HTTPError:
-        raise
-    except OSError as error:
-        raise UnreachableError(
-            f"no server answers at {LOOPBACK}:{port}: start one with toco-serve, or give --http-port and "
-            "--metrics-port of one that runs"
-        ) from error

@@ -1,13 +1,13 @@
-"""A process that keeps one Triton: ends it when asked, or when its owner is gone, and leaves nothing behind.
+"""A process that supervises one Triton: ends it on request or when its owner has ended, and cleans up after it.
 
-Why a process of its own: a killed owner cannot clean up, and the kernel's "signal me when my parent dies" follows the
-parent's *thread*, so that a server started from a worker thread would die with that thread. Triton itself leaves its
-Python processes and their shared memory behind when it fails to take a port (2.51), and serves nothing but errors when
-one of them dies: then this process starts it anew.
+It is a process of its own because a killed owner cannot clean up, and because the kernel's parent-death signal follows
+the parent's *thread*: a server started from a worker thread would end with that thread. Triton (2.51) itself leaves its
+Python processes and their shared memory behind when a port is in use, and answers only errors after one of these
+processes has died: then this process restarts it.
 
 Run as a script, with the standard library alone:
 ``supervisor.py OWNER_PID SHARED_MEMORY_PREFIX WORKSPACE GRACE_S COMMAND...``; standard output is Triton's log file,
-opened for reading too. SIGTERM ends it when the requests in hand are answered, SIGINT at once, both with status 0.
+opened for reading too. SIGTERM ends it after running requests are answered, SIGINT at once, both with status 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
-# Owners ask with the first, or with the second when nothing is served yet.
+# The owner sends the first, or the second if the server is not ready yet.
 FINISH, AT_ONCE = signal.SIGTERM, signal.SIGINT
 
 POLL_S = 0.2
@@ -36,21 +36,21 @@ POLL_STOPPING_S = 0.02
 LOG_FD = 1
 LOG_TAIL = 8192
 
-# What Triton 2.51 prints when every model is loaded and every port open, in this order last.
+# What Triton 2.51 prints last when every model is loaded and every port is open.
 SERVES = b"Started Metrics Service"
-# Triton 2.51 unloads a model when its requests are answered, and sleeps a second for each Python process on the way,
-# one after another. When `toco` is unloaded no request is left and only sleeping is.
+# Triton 2.51 unloads a model when its requests are answered, and then sleeps one second per Python process. When `toco`
+# is unloaded, no request is left and Triton only sleeps.
 ANSWERED = b"successfully unloaded 'toco' version"
 # What it prints when a model did not load, before it unloads the others.
 GIVES_UP = b"All models are stopped, unloading models"
 
-# Triton 24.06 and later does not start a model's Python process again: every request to it fails, and "ready" is said.
+# Triton 24.06 and later does not restart a model's Python process: every request fails, but the server reports ready.
 MAX_LOSSES, LOSSES_WITHIN_S = 5, 60.0
 CHECK_S, SEARCH_S = 1.0, 10.0
 
 
 class Ending(enum.Enum):
-    """Why the server need not run any more."""
+    """Why the server ends."""
 
     BY_ITSELF = enum.auto()
     ASKED = enum.auto()
@@ -59,11 +59,11 @@ class Ending(enum.Enum):
 
 
 def main() -> int:
-    """Run the command until it is to stop; return 0 if that was asked for, else its status as a shell would."""
+    """Run the command until it ends; return 0 if that was requested, else its status as a shell gives it."""
     owner, shm_prefix, workspace, grace_s, *command = sys.argv[1:]
     signal.pthread_sigmask(signal.SIG_BLOCK, {FINISH, AT_ONCE, signal.SIGCHLD})
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # Triton's orphans become ours: what we reap is gone for sure
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # Triton's orphans become our children: what we reap has surely ended
 
     def in_own_group() -> None:
         os.setpgid(0, 0)
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def supervise(server: subprocess.Popen[bytes], owner: int, grace_s: float, log_start: int) -> Ending:
-    """Wait until the server has ended or has nothing left to do, and say why."""
+    """Wait until the server has ended or has nothing left to do, and return why."""
     asked, serves, deadline, models = False, False, math.inf, Children(server.pid)
     while server.poll() is None and time.monotonic() < deadline:
         received = signal.sigtimedwait({FINISH, AT_ONCE, signal.SIGCHLD}, POLL_STOPPING_S if asked else POLL_S)
@@ -115,7 +115,7 @@ def supervise(server: subprocess.Popen[bytes], owner: int, grace_s: float, log_s
 
 
 class Children:
-    """The processes that a process started, the models' among them."""
+    """The child processes of a process; the models run in some of them."""
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
@@ -123,12 +123,12 @@ class Children:
         self._next_check = self._next_search = 0.0
 
     def lost_one(self) -> bool:
-        """Tell whether one of them has ended, looking once a second."""
+        """Return whether one of them has ended; looks once a second."""
         now = time.monotonic()
         if now < self._next_check:
             return False
         self._next_check = now + CHECK_S
-        if now >= self._next_search:  # looks at every process of the machine
+        if now >= self._next_search:  # reads every process of the machine
             everyone = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 (names only)
             self._known = [pid for pid in everyone if state_and_parent(pid)[1] == self._parent]
             self._next_search = now + SEARCH_S
@@ -136,7 +136,7 @@ class Children:
 
 
 def state_and_parent(pid: int) -> tuple[str, int]:
-    """Return a process's state ("Z": ended, but not yet reaped) and its parent; "X" and 0 where there is none."""
+    """Return a process's state ("Z": ended, not yet reaped) and its parent; "X" and 0 if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -145,7 +145,7 @@ def state_and_parent(pid: int) -> tuple[str, int]:
 
 
 def log_says(words: bytes, log_start: int) -> bool:
-    """Look for words at the end of what the running Triton wrote to its log."""
+    """Return whether the end of the running Triton's log contains these words."""
     size = os.fstat(LOG_FD).st_size
     return words in os.pread(LOG_FD, LOG_TAIL, max(log_start, size - LOG_TAIL))
 
@@ -156,7 +156,7 @@ def report(message: str) -> None:
 
 
 def end_group(server: subprocess.Popen[bytes]) -> None:
-    """End what is left of the server and of its Python processes, and wait until all are gone."""
+    """Kill the server and its Python processes, and wait until all have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()

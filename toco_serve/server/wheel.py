@@ -1,4 +1,4 @@
-"""Triton as the wheel ``nvidia-pytriton`` carries it: where its parts are, and what they need to run."""
+"""Triton from the wheel ``nvidia-pytriton``: where its parts are, and what they need to run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toco_core.errors import ServeError
 PRODUCTION = "for production use NVIDIA's container nvcr.io/nvidia/tritonserver, 26.06 or newer"
 
 STUB = "triton_python_backend_stub"
-NUMPY_WITHOUT_ANSWERS = 2  # the stub reads an array's size where NumPy 1 keeps it; the wheel says so, pip heeds it
+FIRST_UNSUPPORTED_NUMPY = 2  # the stub reads an array's size from NumPy 1's memory layout
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TritonWheel:
         binary: The server.
         python_backend: Folder of the python backend's library and of ``triton_python_backend_utils.py``.
         stub: The program that runs a ``model.py``, for the running Python version.
-        libraries: Folder of the shared libraries that both are linked with.
+        libraries: Folder of the shared libraries that the server and the stub need.
     """
 
     binary: Path
@@ -40,7 +40,7 @@ def find_triton() -> TritonWheel:
     """Find Triton in the installed wheel.
 
     Raises:
-        ServeError: The wheel is missing, or has nothing for the running Python version or NumPy.
+        ServeError: The wheel is missing, or does not support the running Python version or NumPy.
     """
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -58,10 +58,10 @@ def find_triton() -> TritonWheel:
             f"the installed nvidia-pytriton cannot run models on Python {version}: it has parts for "
             f"{', '.join(available) or 'no version'}; use one of these Pythons"
         )
-    if int(numpy_version.split(".")[0]) >= NUMPY_WITHOUT_ANSWERS:
+    if int(numpy_version.split(".")[0]) >= FIRST_UNSUPPORTED_NUMPY:
         raise ServeError(
             f"NumPy {numpy_version} is installed, with which the installed nvidia-pytriton answers every request with "
-            f"empty arrays; it needs an older one: pip install 'numpy<{NUMPY_WITHOUT_ANSWERS}'"
+            f"empty arrays; it needs an older one: pip install 'numpy<{FIRST_UNSUPPORTED_NUMPY}'"
         )
     return TritonWheel(
         binary=triton / "bin" / "tritonserver",
@@ -72,10 +72,10 @@ def find_triton() -> TritonWheel:
 
 
 def assemble_backends(wheel: TritonWheel, folder: Path) -> dict[str, str]:
-    """Make ``folder`` a backend directory for Triton and return the environment that Triton is to run in.
+    """Make ``folder`` a backend directory for Triton and return the environment variables for Triton.
 
-    The stub embeds Python: it must load the very ``libpython`` of this process, which is linked into ``folder`` too,
-    and finds the packages of this environment through the ``python3`` that comes first on ``PATH``.
+    The stub embeds Python. It must load the ``libpython`` of this process, which is linked into ``folder`` too. It
+    finds the packages of this environment through the first ``python3`` on ``PATH``.
 
     Raises:
         ServeError: This Python has no shared library.

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from toco_core.charts import _chart, _legend, _plain, line_style
+from toco_core.charts import chart_axes, legend_above, line_style, plain_text
 from toco_core.palette import UInt8Array
 from toco_train.analysis.token_similarity import BlockSimilarity, PlaceInImage
 from toco_train.inference.predict import resized
@@ -126,11 +126,11 @@ def similarity_chart(curves: Sequence[BlockSimilarity], size: tuple[float, float
         curves: The networks; they may have different numbers of blocks.
         size: Width and height in inches.
     """
-    figure, axes = _chart(size, "block", "mean pairwise |cosine|\nof patch tokens")
+    figure, axes = chart_axes(size, "block", "mean pairwise |cosine|\nof patch tokens")
     for index, curve in enumerate(curves):
         style = line_style(index)
         last, mean = curve.num_blocks, curve.mean
-        axes.plot(np.arange(1, last + 1), mean[:-1], label=_plain(curve.name), **style)
+        axes.plot(np.arange(1, last + 1), mean[:-1], label=plain_text(curve.name), **style)
         axes.plot([last, last + 1], mean[-2:], color=style["color"], linewidth=1, linestyle=":")
         axes.plot([last + 1], mean[-1:], **{**style, "markerfacecolor": "none", "linestyle": "none"})
     depth = max(curve.num_blocks for curve in curves)
@@ -141,5 +141,5 @@ def similarity_chart(curves: Sequence[BlockSimilarity], size: tuple[float, float
     axes.set_ylim(0, 1)
     open_marker = Line2D([], [], color="#808080", marker="o", markersize=4.5, markerfacecolor="none", linestyle="none")
     handles, names = axes.get_legend_handles_labels()
-    _legend(figure, [*handles, open_marker], [*names, "open: after the final norm"])
+    legend_above(figure, [*handles, open_marker], [*names, "open: after the final norm"])
     return figure

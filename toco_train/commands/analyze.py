@@ -21,6 +21,7 @@ from toco_core.cli import CommandParser, run_command
 from toco_core.config import nearest
 from toco_core.errors import ConfigError, DataError, RunError
 from toco_core.files import write_atomic
+from toco_core.sampling import evenly_spaced
 from toco_train.analysis.figures import patch_figure, similarity_chart
 from toco_train.analysis.token_similarity import (
     BlockSimilarity,
@@ -37,7 +38,7 @@ from toco_train.commands.data_flags import add_data_flags
 from toco_train.commands.display import progress_bars
 from toco_train.config import DataConfig, load_config
 from toco_train.data.opening import open_source
-from toco_train.data.source import DataSource, Sample, spread
+from toco_train.data.source import DataSource, Sample
 from toco_train.runs.layout import ANALYSIS_FOLDER, CONFIG_FILE
 from toco_train.runs.load import load_run
 from toco_train.runs.source import open_run_source, require_classes
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not samples:
         raise DataError(f"{source.path} has no image in the split {arguments.split!r}; give another --split")
     chosen = _chosen(arguments.show, samples)
-    measured = spread(samples, arguments.images)
+    measured = evenly_spaced(samples, arguments.images)
     folder = _made(arguments)
 
     console = Console()
@@ -245,7 +246,7 @@ def _chosen(
     """
     if asked is None:
         tagged = tuple(sample for sample in samples if sample.labels) or samples
-        return [(sample, None) for sample in spread(tagged, _PLACES)]
+        return [(sample, None) for sample in evenly_spaced(tagged, _PLACES)]
     by_name = {sample.name: sample for sample in samples}
     unknown = next((name for name, _ in asked if name not in by_name), None)
     if unknown is not None:

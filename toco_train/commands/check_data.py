@@ -18,6 +18,7 @@ from toco_core.cli import CommandParser, run_command
 from toco_core.config import parse_config
 from toco_core.errors import ConfigError, DataError
 from toco_core.files import write_atomic
+from toco_core.text import percent
 from toco_train.config import DataConfig
 from toco_train.data.check import CheckReport, Finding, Severity, examine_all, report
 from toco_train.data.opening import open_source
@@ -118,7 +119,7 @@ def _class_table(found: CheckReport) -> Table:
     splits = list(found.splits.values())
 
     def add(name: str, numbers: Sequence[int], style: str | None = None) -> None:
-        cells = [(f"{number:,}", f"{100 * number / split.images:.1f}" if split.images else "")
+        cells = [(f"{number:,}", percent(number / split.images) if split.images else "")
                  for number, split in zip(numbers, splits, strict=True)]  # fmt: skip
         table.add_row(escape(name), *(cell for pair in cells for cell in pair), style=style)
 

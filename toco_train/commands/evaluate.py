@@ -17,13 +17,14 @@ from rich.text import Text
 from toco_core.cli import CommandParser, run_command
 from toco_core.config import parse_config
 from toco_core.errors import RunError
+from toco_core.text import percent
 from toco_train.commands.data_flags import add_data_flags
 from toco_train.commands.display import progress_bars
 from toco_train.config import load_config
 from toco_train.evaluation.evaluate import Evaluation, evaluate
 from toco_train.inference.predict import LARGEST_SCALE, PROTOCOLS, SMALLEST_SCALE, SegmentConfig
 from toco_train.method.crf import require_crf
-from toco_train.reports.evaluation_report import EvaluationReport, head_rows, mask_rows, percent
+from toco_train.reports.evaluation_report import EvaluationReport, head_rows, mask_rows
 from toco_train.runs.layout import CONFIG_FILE, EVALUATION_FOLDER
 from toco_train.runs.load import load_run
 from toco_train.runs.source import open_run_source

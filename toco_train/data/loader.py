@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from toco_core.errors import ConfigError, DataError
 from toco_core.images import read_image
+from toco_core.text import one_line
 from toco_train.data.augmentation import Augmentation
 from toco_train.data.source import DataSource, Sample, image_labels
 
@@ -191,9 +192,8 @@ def _complaining(loader: DataLoader[dict[str, object] | str]) -> Iterator[Batch]
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            reason = " ".join(str(error).split())
             raise DataError(
-                f"a process that reads images has died ({reason}): often memory or /dev/shm is full; "
+                f"a process that reads images has died ({one_line(error)}): often memory or /dev/shm is full; "
                 "lower data.num_workers, or 0 to read in the training process"
             ) from error
         if isinstance(batch, str):

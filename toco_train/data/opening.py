@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from toco_core.errors import DataError
+from toco_core.text import listed
 from toco_train.config import DataConfig
 from toco_train.data.readers.coco import is_coco, open_coco
 from toco_train.data.readers.folder import IMAGES_FOLDER, class_folders, open_class_folders, open_labelled_folder
@@ -73,8 +74,7 @@ def _refuse(config: DataConfig, what: str, *settings: tuple[str, str]) -> None:
 def _found(path: Path) -> str:
     """Say in a few words what lies in a folder."""
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    shown = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else "") or "nothing"
+    return listed((f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries), _SHOWN) or "nothing"
 
 
 def _complaint(missing: tuple[Path, ...]) -> str:

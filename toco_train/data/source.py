@@ -83,10 +83,3 @@ def read_mask(sample: Sample) -> UInt8Array:
 def with_masks(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     """Return the samples that have a mask."""
     return tuple(sample for sample in samples if sample.mask is not None and sample.mask.exists())
-
-
-def spread(samples: tuple[Sample, ...], number: int) -> tuple[Sample, ...]:
-    """Return so many samples, evenly spread over all; all of them if ``number`` is 0 or too large."""
-    if number == 0 or number >= len(samples):
-        return samples
-    return tuple(samples[index] for index in np.linspace(0, len(samples) - 1, number).round().astype(int))

@@ -18,6 +18,7 @@ from toco_core.files import atomic_path, write_atomic
 from toco_core.fitting import Size
 from toco_core.images import read_image
 from toco_core.palette import IGNORE_INDEX, UInt8Array, save_mask
+from toco_core.sampling import evenly_spaced
 from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
 from toco_train.data.masks import read_labels
 from toco_train.data.source import Sample
@@ -102,11 +103,10 @@ class LabelFolder:
 
     def save_sheet(self, samples: Sequence[Sample]) -> None:
         """Draw images, masks and confidences of some samples that have a mask, evenly spread."""
-        chosen = np.unique(np.linspace(0, len(samples) - 1, min(_SHEET_IMAGES, len(samples))).round().astype(int))
         cells = []
-        for index in chosen:
+        for sample in evenly_spaced(samples, _SHEET_IMAGES):
             with suppress(DataError):  # the label is older than what has befallen the image
-                cells.append(self._cells(samples[index]))
+                cells.append(self._cells(sample))
         if not cells:
             return
         half = -(-len(cells) // 2)

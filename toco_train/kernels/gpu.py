@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toco_core.text import one_line
+
 log = logging.getLogger(__name__)
 
 _ROWS, _COLUMNS = 128, 64  # of the n x n weights that one program holds in registers at a time
@@ -40,7 +42,7 @@ def works_on(device: torch.device) -> bool:
             "Triton does not work on %s (%s), so the dense energy and PAR run slowly; "
             "it takes a C compiler and Python's headers",
             device,
-            " ".join(str(error).split())[:300],
+            one_line(error),
         )
         return False
     return True

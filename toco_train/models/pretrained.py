@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm.models
@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from toco_core.errors import RunError
+from toco_core.text import listed, one_line
 
 MAX_LISTED = 10
 
@@ -34,11 +35,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         wrong = next((f"{key!r} is {type(value).__name__}" for key, value in state.items()
                       if not isinstance(value, Tensor)), None if state else "it is empty")  # fmt: skip
     except Exception as error:  # a damaged pickle can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if "weights_only=True blocked" in reason:
+        reason = one_line(error)
+        if "weights_only=True blocked" in str(error):
             reason = "it is damaged or holds other things than tensors; nothing in it was run"
         raise RunError(
-            f"weights {path} cannot be read ({reason[:300]}); give a safetensors file or a PyTorch state dict (.pth)"
+            f"weights {path} cannot be read ({reason}); give a safetensors file or a PyTorch state dict (.pth)"
         ) from error
     if wrong is not None:
         raise RunError(f"weights {path} are not a state dict ({wrong}); expected parameter names and tensors")
@@ -56,7 +57,7 @@ def describe_misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
             if expected[key].shape != found[key].shape
         ],
     }
-    return "; ".join(f"{len(keys)} {what} ({_listed(keys)})" for what, keys in problems.items() if keys)
+    return "; ".join(f"{len(keys)} {what} ({listed(keys, MAX_LISTED)})" for what, keys in problems.items() if keys)
 
 
 def load_backbone_weights(vit: VisionTransformer, path: Path) -> None:
@@ -76,9 +77,8 @@ def load_backbone_weights(vit: VisionTransformer, path: Path) -> None:
     try:
         state = checkpoint_filter_fn(state, vit)
     except (KeyError, IndexError, RuntimeError, ValueError, AssertionError) as error:  # unexpected shapes
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(
-            f"weights {path} cannot be fitted to the backbone ({reason}); give those of its model"
+            f"weights {path} cannot be fitted to the backbone ({one_line(error)}); give those of its model"
         ) from error
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
     if misfit := describe_misfit(vit.state_dict(), state):
@@ -86,9 +86,3 @@ def load_backbone_weights(vit: VisionTransformer, path: Path) -> None:
             f"weights {path} do not fit the backbone: {misfit}; give the weights of the model that model.backbone names"
         )
     vit.load_state_dict(state)
-
-
-def _listed(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    more = f", and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
-    return ", ".join(keys[:MAX_LISTED]) + more

@@ -1,4 +1,4 @@
-"""An image of which label is taken for which."""
+"""The confusion matrix as a figure: which label is predicted for which."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from toco_core.files import atomic_path
 
 _MOST_LABELS_WITH_NUMBERS = 32
 _LONGEST_NAME = 16
-_LEAST_SHARE_WRITTEN = 0.005  # it reads 1 %
-_DARK = 0.45  # above this share a cell is dark enough for white figures
+_LEAST_SHARE_WRITTEN = 0.005  # rounds to 1 %
+_DARK = 0.45  # cells above this share have white text
 
 
 def save_confusion(path: Path, counts: Tensor, labels: Sequence[str], title: str) -> None:
@@ -25,9 +25,9 @@ def save_confusion(path: Path, counts: Tensor, labels: Sequence[str], title: str
 
     Args:
         path: Where to write.
-        counts: As for ``confusion_figure``, and so are the next two.
-        labels: See there.
-        title: See there.
+        counts: Pixels by true and predicted label, int64 ``[L, L]``.
+        labels: Names of the labels, background first.
+        title: Heading.
     """
     figure = confusion_figure(counts, labels, title)
     FigureCanvasAgg(figure)
@@ -38,8 +38,8 @@ def save_confusion(path: Path, counts: Tensor, labels: Sequence[str], title: str
 def confusion_figure(counts: Tensor, labels: Sequence[str], title: str) -> Figure:
     """Draw a confusion matrix: the darker a cell, the larger its share of the true label.
 
-    One hue from light to dark, so that it reads the same for every kind of colour vision; up to 32 labels each share
-    of 1 % or more is written in its cell. A label that the ground truth does not hold has an empty, grey row.
+    One hue from light to dark, which colour-blind readers see as well. With up to 32 labels, each share of 1 % or more
+    is written in its cell. A label that does not occur in the ground truth has a grey row.
 
     Args:
         counts: Pixels by true and predicted label, int64 ``[L, L]``.
@@ -78,7 +78,7 @@ def confusion_figure(counts: Tensor, labels: Sequence[str], title: str) -> Figur
 
 
 def _short(name: str) -> str:
-    """Shorten a name, and keep matplotlib from taking it for a formula."""
+    """Shorten a name, and keep matplotlib from reading ``$`` as a formula."""
     return (name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…").replace("$", r"\$")
 
 

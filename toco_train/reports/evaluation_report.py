@@ -1,4 +1,4 @@
-"""The report of an evaluation: what its numbers mean, as text, JSON, Markdown and an image."""
+"""The report of an evaluation, as JSON, Markdown and an image of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from toco_core import __version__
 from toco_core.errors import RunError
 from toco_core.files import write_atomic
 from toco_core.fitting import Size
+from toco_core.text import listed, markdown_table, percent
 from toco_train.evaluation.boundary_iou import BOUNDARY_RATIO
 from toco_train.evaluation.evaluate import Evaluation, evaluation_numbers
 from toco_train.evaluation.metrics import ClassScores, Scores
@@ -22,22 +23,21 @@ CLASS_COLUMNS = (
     "label", "IoU CAM", "IoU aux CAM", "IoU segmentation", "boundary IoU CAM", "boundary IoU aux CAM",
     "boundary IoU segmentation", "AP", "AP aux", "F1", "F1 aux",
 )  # fmt: skip
-_MOST_NAMES = 12
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """An evaluation and all that must be known to read it.
+    """An evaluation and its settings.
 
     Attributes:
         evaluation: The scores.
         run: The run folder of the network.
         data: The data set.
-        split: Which of its splits.
+        split: Split of the data set: ``train`` or ``val``.
         classes: Foreground class names.
         cam_scales: Scales of the CAM.
-        background: Threshold of the CAM's label.
-        segment: How the segmentation saw an image.
+        background: Background threshold of the CAM.
+        segment: Scales of the segmentation.
         sizes: Height and width of the sizes that images were fitted to, where that was not their own.
         crf: Whether the masks were refined by a dense CRF.
     """
@@ -60,54 +60,54 @@ class EvaluationReport:
 
     @property
     def stem(self) -> str:
-        """Name of its files without suffix: evaluations with other settings stand beside each other."""
+        """File name without suffix; different settings give different names."""
         scales = [] if self.segment.scales == (1.0,) else [f"{scale:g}" for scale in self.segment.scales]
         own_size = ["own-size"] * self.segment.own_size
         return "-".join([self.split, *own_size, *scales, *["flip"] * self.segment.flip, *["crf"] * self.crf])
 
     def notes(self) -> list[str]:
-        """Say which number is which, one sentence or two each."""
+        """Return what each number means, in one or two sentences each."""
         evaluation, segment = self.evaluation, self.segment
-        seen = f"scale{'s' * (len(segment.scales) > 1)} {_listed(segment.scales)}{' with flips' * segment.flip}"
+        seen = f"scale{'s' * (len(segment.scales) > 1)} {listed(segment.scales)}{' with flips' * segment.flip}"
         notes = [
             f"segmentation: argmax of the decoder, {seen}. No tags are given; this is the mask that is exported and "
             "served (there at the nearest of the run's sizes, at one scale, without flips and CRF).",
             self._size_note(),
-            f"CAM, aux CAM: label maps of the activation maps (scales {_listed(self.cam_scales)} with flips, "
-            f"background at or below {self.background:g}) given each image's true tags: how good pseudo labels are, "
-            "not what an image without tags gets.",
+            f"CAM, aux CAM: label maps of the activation maps (scales {listed(self.cam_scales)} with flips, "
+            f"background at or below {self.background:g}) with each image's true tags given. They tell how good pseudo "
+            "labels are, not how good the mask of an image without tags is.",
             "mIoU: IoU of each label over the pixels of all images together, at each image's own size; then the mean "
-            "over background and classes. Pixels whose truth is 255 count nowhere.",
-            f"boundary IoU: the same over the pixels at most {100 * BOUNDARY_RATIO:g} % of the image's diagonal from "
-            "an edge of their region (Cheng et al., CVPR 2021).",
-            "AP, F1: how well the class heads tell an image's tags, F1 at probability 0.5; mAP and mean F1 are over "
-            "the classes that some image is tagged with.",
+            "over background and classes. Pixels labelled 255 in the ground truth are ignored.",
+            f"boundary IoU: the same over the pixels within {100 * BOUNDARY_RATIO:g} % of the image's diagonal of an "
+            "edge of their region (Cheng et al., CVPR 2021).",
+            "AP, F1: how well the class heads predict an image's tags, F1 at probability 0.5; mAP and mean F1 are over "
+            "the classes that occur among the tags.",
         ]
         if self.crf:
             notes.insert(
                 3,
-                "CRF: all three masks are refined by a dense CRF with the published parameters; it sees an image of "
-                f"more than {MAX_CRF_PIXELS:,} pixels at that size.",
+                "CRF: all three masks are refined by a dense CRF with the published parameters; larger images "
+                f"are reduced to {MAX_CRF_PIXELS:,} pixels for it.",
             )
         absent = [name for name, iou in zip(self.labels, evaluation.seg.iou, strict=True) if math.isnan(iou)]
         if absent:
             notes.append(
-                f"absent: no ground truth here holds {_listed(absent)}. Such a label shows '-' and is left out of "
-                "every mean; a pixel that is taken for it still counts as wrong for its true label."
+                f"absent: no ground truth here holds {listed(absent)}. Such a label shows '-' and is left out of "
+                "every mean. Pixels that are predicted as it still count as wrong for their true label."
             )
         return notes
 
     def _size_note(self) -> str:
         if self.segment.own_size:
             return "size: the network saw each image at its own size, rounded to patches, as published."
-        sizes = _listed([f"{height}x{width}" for height, width in self.sizes], len(self.sizes))
+        sizes = listed([f"{height}x{width}" for height, width in self.sizes], len(self.sizes))
         return (
             "size: the network saw each image at the nearest in shape of the run's sizes (height x width, in pixels): "
             f"{sizes}."
         )
 
     def numbers(self) -> dict[str, object]:
-        """Return everything for JSON; rows of ``confusion`` are truth, columns prediction, in pixels."""
+        """Return the JSON report; ``confusion`` counts pixels, rows by true label, columns by predicted label."""
         confusion = dict(zip(("cam", "aux_cam", "seg"), self.evaluation.confusion.tolist(), strict=True))
         return {
             "toco": __version__,
@@ -133,17 +133,21 @@ class EvaluationReport:
     def markdown(self) -> str:
         """Return the report as Markdown; numbers in per cent."""
         evaluation = self.evaluation
-        heading = (
-            f"# Evaluation of {self.run.name}\n\n{evaluation.num_images} images of the {self.split} split of "
-            f"`{self.data}`; all numbers but the token similarity ({evaluation.token_similarity:.3f}) in per cent.\n"
+        return "\n\n".join(
+            [
+                f"# Evaluation of {self.run.name}",
+                f"{evaluation.num_images} images of the {self.split} split of `{self.data}`; all numbers but the token "
+                f"similarity ({evaluation.token_similarity:.3f}) in per cent.",
+                markdown_table(("mask", "mIoU", "boundary mIoU", "pixel accuracy"), mask_rows(evaluation)),
+                markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation)),
+                "## What each number means",
+                "\n".join(f"- {note}" for note in self.notes()),
+                "## Each class",
+                markdown_table(CLASS_COLUMNS, self.class_rows()),
+                "## Confusion of the segmentation",
+                f"![Confusion matrix of the segmentation]({self.stem}.png)\n",
+            ]
         )
-        masks = _markdown_table(("mask", "mIoU", "boundary mIoU", "pixel accuracy"), mask_rows(evaluation))
-        heads = _markdown_table(("class head", "mAP", "mean F1"), head_rows(evaluation))
-        classes = _markdown_table(CLASS_COLUMNS, self.class_rows())
-        notes = "\n".join(f"- {note}" for note in self.notes())
-        image = f"![Which label the segmentation takes for which]({self.stem}.png)"
-        return "\n".join([heading, masks, heads, "## Which number is which\n", notes, "\n## Each class\n", classes,
-                          "## Confusion of the segmentation\n", image, ""])  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
         """Write JSON, Markdown and image, each whole or not at all, and return their paths.
@@ -152,7 +156,7 @@ class EvaluationReport:
             RunError: The folder cannot be written.
         """
         paths = [folder / f"{self.stem}{suffix}" for suffix in (".json", ".md", ".png")]
-        title = f"segmentation, {self.split}: share of the true label's pixels taken for each label"
+        title = f"segmentation, {self.split}: share of each true label's pixels by predicted label"
         try:
             write_atomic(paths[0], json.dumps(self.numbers(), allow_nan=False) + "\n")
             write_atomic(paths[1], self.markdown())
@@ -162,7 +166,7 @@ class EvaluationReport:
         return paths
 
     def class_rows(self) -> Iterable[Sequence[str]]:
-        """Yield the row of each label, as ``CLASS_COLUMNS`` says, in per cent."""
+        """Yield a row per label with the columns ``CLASS_COLUMNS``, in per cent."""
         evaluation = self.evaluation
         masks = (evaluation.cam, evaluation.aux_cam, evaluation.seg)
         heads = (evaluation.cls, evaluation.aux_cls)
@@ -174,7 +178,7 @@ class EvaluationReport:
 
 
 def mask_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Return for each kind of mask its name, mIoU, boundary mIoU and pixel accuracy."""
+    """Return a row per kind of mask: name, mIoU, boundary mIoU, pixel accuracy."""
     kinds: list[tuple[str, Scores]] = [
         ("CAM, tags given", evaluation.cam),
         ("aux CAM, tags given", evaluation.aux_cam),
@@ -187,24 +191,6 @@ def mask_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 
 def head_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
-    """Return for each class head its name, mAP and mean F1."""
+    """Return a row per class head: name, mAP, mean F1."""
     heads: list[tuple[str, ClassScores]] = [("final tokens", evaluation.cls), ("auxiliary tokens", evaluation.aux_cls)]
     return [(name, percent(head.mean_average_precision), percent(head.mean_f1)) for name, head in heads]
-
-
-def percent(value: float) -> str:
-    """Return a share in per cent with one decimal, or a dash for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _listed(values: Sequence[object], most: int = _MOST_NAMES) -> str:
-    """Return values with commas, as many as a sentence bears."""
-    shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values[:most])
-    return shown + (f" and {len(values) - most} more" if len(values) > most else "")
-
-
-def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, the first column to the left."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,4 +1,4 @@
-"""Images of a run to look at, the best, the typical and the worst, from image to prediction."""
+"""The gallery of a run: its best, typical and worst images, each from image to prediction."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from toco_core.palette import UInt8Array
+from toco_core.sampling import evenly_spaced
 from toco_train.config import CamConfig
-from toco_train.data.source import DataSource, Sample, spread, with_masks
+from toco_train.data.source import DataSource, Sample, with_masks
 from toco_train.inference.predict import predict
 from toco_train.inference.preview import PREDICTION_TITLES, labelled, prediction_row
 from toco_train.inference.pseudo_labels import LabelConfig, Labeller
@@ -26,9 +27,9 @@ class Exhibit:
     """An image to show.
 
     Attributes:
-        group: Why it is shown: ``best``, ``typical``, ``worst``, or ``images`` where there is no truth.
+        group: ``best``, ``typical`` or ``worst``; ``images`` if there are no masks to compare with.
         sample: The image.
-        iou: Mean IoU of its segmentation over the labels of its truth; NaN where there is none.
+        iou: Mean IoU of its segmentation over the labels of its mask; NaN without a mask.
     """
 
     group: str
@@ -37,17 +38,18 @@ class Exhibit:
 
 
 def choose(source: DataSource, image_iou: Sequence[float] | None) -> list[Exhibit]:
-    """Choose images of the validation split, or, if that is empty, of those to train on.
+    """Choose images of the validation split or, if that is empty, of the training split.
 
     Args:
         source: The data.
-        image_iou: IoU of each validation image that has a mask, in order; None where there is none.
+        image_iou: IoU of each validation image that has a mask, in order; None if none has a mask.
 
     Returns:
-        The best first, then those around the median, then the worst with the very worst first; no image twice.
+        The best first, then those around the median, then the worst, starting with the very worst; no image twice.
     """
     if image_iou is None:
-        return [Exhibit("images", sample, math.nan) for sample in spread(source.val or source.train, _WITHOUT_TRUTH)]
+        samples = evenly_spaced(source.val or source.train, _WITHOUT_TRUTH)
+        return [Exhibit("images", sample, math.nan) for sample in samples]
     scored = [
         (iou, sample) for iou, sample in zip(image_iou, with_masks(source.val), strict=True) if not math.isnan(iou)
     ]

@@ -1,4 +1,4 @@
-"""The report of a run: ``report.html``, one page that is whole in itself."""
+"""The HTML report of a run: one page that needs no other file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,20 @@ from toco_core.config import dump_yaml
 from toco_core.errors import RunError
 from toco_core.files import write_atomic
 from toco_core.fitting import Size
-from toco_core.html import image_strip, page, table
+from toco_core.html import ImageStrip, image_strip, render
 from toco_core.palette import IGNORE_INDEX, colour_mask
+from toco_core.sampling import evenly_spaced
+from toco_core.text import percent
 from toco_train.analysis.figures import similarity_chart
 from toco_train.analysis.token_similarity import Subject, run_subject, similarity_by_block
 from toco_train.config import TrainConfig
 from toco_train.data.classes import ClassList
-from toco_train.data.source import DataSource, spread
+from toco_train.data.source import DataSource
 from toco_train.evaluation.evaluate import Evaluation
 from toco_train.inference.predict import SegmentConfig
 from toco_train.models.toco import ToCo
 from toco_train.reports.confusion_matrix import confusion_figure
-from toco_train.reports.evaluation_report import CLASS_COLUMNS, EvaluationReport, head_rows, mask_rows, percent
+from toco_train.reports.evaluation_report import CLASS_COLUMNS, EvaluationReport, head_rows, mask_rows
 from toco_train.reports.gallery import Exhibit, choose, exhibit_images
 from toco_train.reports.history_charts import history_charts
 from toco_train.runs.history import History, read_history
@@ -47,57 +48,48 @@ _GROUPS = {
     "images": "Images",
 }
 
-STYLE = """
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .5rem; margin: 1rem 0; }
-.cards div { background: var(--card); border-radius: .5rem; padding: .6rem .75rem; color: var(--soft);
-  font-size: .85rem; } .cards b { display: block; font-size: 1.35rem; color: var(--ink); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .75rem; }
-table { margin-bottom: 1rem; } th, td:first-child { white-space: normal; } td:first-child { min-width: 6.5rem;
-  overflow-wrap: anywhere; }
-.charts figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem .9rem; padding: 0; list-style: none; font-size: .85rem; }
-.legend i { display: inline-block; width: .85em; height: .85em; border-radius: .2em; margin-right: .35em;
-  border: 1px solid var(--line); vertical-align: -.08em; }
-details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; background: var(--card); border-radius: .5rem; padding: .75rem; font-size: .8rem; }
-"""
-
 
 def write_report(
     folder: Path, model: ToCo, config: TrainConfig, source: DataSource, evaluation: Evaluation | None
 ) -> Path:
-    """Write ``report.html`` into a run folder, whole or not at all, and return its path.
+    """Write ``report.html`` into a run folder and return its path.
 
-    Beside what is given it takes a handful of predictions, and the tokens of ``SIMILARITY_IMAGES`` images: at the size
-    of the demo 5 s on two busy cores, 0.7 % of the training before it (2026-11-25). The page states its own time.
+    Takes a few predictions, and the patch tokens of ``SIMILARITY_IMAGES`` images: less than 1 % of the demo's training
+    time. The page states its own time.
 
     Args:
         folder: The run folder.
         model: Its network, in evaluation mode.
         config: Its configuration.
         source: Its data.
-        evaluation: Scores of its network on the whole validation split; None where that has no masks.
+        evaluation: Scores of its network on the whole validation split; None if no validation image has a mask.
 
     Raises:
-        RunError: Its metrics cannot be read, or the page cannot be written.
+        RunError: The metrics cannot be read, or the page cannot be written.
         DataError: An image or mask cannot be read.
     """
     began = time.perf_counter()
-    history = read_history(folder / METRICS_FILE)
-    body = [
-        f"<h1>Run {escape(folder.resolve().name)}</h1>",
-        f"<p>{escape(_summary(config, source, history))}</p>",
-        _cards(history, evaluation),
-        *_training(history),
-        *(_scores(folder, config, source, evaluation, model.sizes) if evaluation is not None else _no_scores()),
-        *_gallery(model, config, source, evaluation),
-        *_similarity(run_subject(model, folder.resolve().name, config.cam.scales), source),
-    ]
-    body += _time(config, history, time.perf_counter() - began)
-    body += _origin(config)
+    history, name = read_history(folder / METRICS_FILE), folder.resolve().name
+    sections = {
+        "name": name,
+        "summary": _summary(config, source, history),
+        "cards": _cards(history, evaluation),
+        "charts": history_charts(history),
+        "metrics_file": METRICS_FILE,
+        "scores": None if evaluation is None else _scores(folder, config, source, evaluation, model.sizes),
+        **_gallery(model, config, source, evaluation),
+        "similarity": _similarity(run_subject(model, name, config.cam.scales), source),
+        **_origin(config),
+    }
+    page = render(
+        "toco_train.reports",
+        "run_report.html.j2",
+        **sections,
+        times=[*_times(config, history), ("this report", _duration(time.perf_counter() - began), "")],
+    )
     path = folder / REPORT_FILE
     try:
-        write_atomic(path, page(f"Run {folder.resolve().name}", body, STYLE))
+        write_atomic(path, page)
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror}); make room and write it with toco-report") from error
     return path
@@ -106,16 +98,16 @@ def write_report(
 def _summary(config: TrainConfig, source: DataSource, history: History) -> str:
     done = history.steps[-1]["step"] if history.steps else 0
     return (
-        f"{source.kind} data {source.path.name}: {len(source.train)} images to train on, {len(source.val)} to "
-        f"validate, {len(source.classes)} classes. {done} of {config.steps} steps with {config.batch_size} images each."
+        f"{source.kind} data {source.path.name}: {len(source.train)} training images, {len(source.val)} validation "
+        f"images, {len(source.classes)} classes. {done} of {config.steps} steps with {config.batch_size} images each."
     )
 
 
-def _cards(history: History, evaluation: Evaluation | None) -> str:
-    """Return the few numbers that matter most, large."""
+def _cards(history: History, evaluation: Evaluation | None) -> dict[str, str]:
+    """Return the most important numbers by name."""
     cards: dict[str, str] = {}
     if evaluation is not None:
-        cards |= {
+        cards = {
             "mIoU of the segmentation": f"{percent(evaluation.seg.mean_iou)} %",
             "mIoU of the CAM, tags given": f"{percent(evaluation.cam.mean_iou)} %",
             "mIoU of the aux CAM, tags given": f"{percent(evaluation.aux_cam.mean_iou)} %",
@@ -123,26 +115,12 @@ def _cards(history: History, evaluation: Evaluation | None) -> str:
         }
     if history.steps:
         cards["time to the last step"] = _duration(history.steps[-1]["seconds"])
-    cells = "".join(f"<div><b>{escape(value)}</b>{escape(name)}</div>" for name, value in cards.items())
-    return f'<div class="cards">{cells}</div>'
-
-
-def _training(history: History) -> Iterator[str]:
-    yield "<h2>Training</h2>"
-    if charts := list(history_charts(history)):
-        yield f'<div class="charts">{"".join(charts)}</div>'
-        yield "<p>Losses are shown before they are weighted, but for the total.</p>"
-    else:
-        yield f"<p>This folder has no {METRICS_FILE}: its network was imported, or copied out of a run.</p>"
-
-
-def _no_scores() -> Iterator[str]:
-    yield "<h2>Scores</h2><p>No image that was held back has a mask, so nothing is scored. Training needs no masks.</p>"
+    return cards
 
 
 def _scores(
     folder: Path, config: TrainConfig, source: DataSource, evaluation: Evaluation, sizes: tuple[Size, ...]
-) -> Iterator[str]:
+) -> dict[str, object]:
     report = EvaluationReport(
         evaluation,
         run=folder,
@@ -155,42 +133,38 @@ def _scores(
         sizes=sizes,
         crf=False,
     )
-    yield f"<h2>Scores on {evaluation.num_images} images that were held back</h2>"
-    yield table(["mask", "mIoU %", "boundary mIoU %", "pixel accuracy %"], mask_rows(evaluation))
-    yield table(["class head", "mAP %", "mean F1 %"], head_rows(evaluation))
-    yield "<h2>Each class, %</h2>"
-    yield table(CLASS_COLUMNS, list(report.class_rows()))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes())
-    yield f"<details><summary>Which number is which</summary><ul>{notes}</ul></details>"
-    yield "<h2>Which label is taken for which</h2>"
     with themed():
-        figure = confusion_figure(evaluation.confusion[2], report.labels, "")
-    yield f'<figure class="wide">{inline_svg(figure, "confusion of the segmentation", least=0.6)}<figcaption>'
-    yield "Share of the true label's pixels that the segmentation takes for each label, in %.</figcaption></figure>"
+        confusion = confusion_figure(evaluation.confusion[2], report.labels, "")
+    return {
+        "num_images": evaluation.num_images,
+        "masks": mask_rows(evaluation),
+        "heads": head_rows(evaluation),
+        "class_columns": CLASS_COLUMNS,
+        "classes": report.class_rows(),
+        "notes": report.notes(),
+        "confusion": inline_svg(confusion, "confusion of the segmentation", least=0.6),
+    }
 
 
-def _gallery(model: ToCo, config: TrainConfig, source: DataSource, evaluation: Evaluation | None) -> Iterator[str]:
-    """Yield strips of images by group, and before them the colours of the labels that they show."""
+def _gallery(model: ToCo, config: TrainConfig, source: DataSource, evaluation: Evaluation | None) -> dict[str, object]:
+    """Return strips of images by the title of their group, and the colours of the labels in them."""
     exhibits = choose(source, None if evaluation is None else evaluation.image_iou)
-    found = list(exhibit_images(model, exhibits, config.cam, source.class_list.rgb))
-    yield "<h2>Gallery</h2>"
-    yield _legend(sorted(set().union(*(labels for _, labels in found))), source.class_list)
-    group = ""
-    for exhibit, (images, _) in zip(exhibits, found, strict=True):
-        if exhibit.group != group:
-            group = exhibit.group
-            yield f"<h3>{_GROUPS[group]}</h3>"
-        yield image_strip(images, _caption(exhibit, source.classes), "JPEG")
+    gallery: dict[str, list[ImageStrip]] = {}
+    shown: set[int] = set()
+    found = exhibit_images(model, exhibits, config.cam, source.class_list.rgb)
+    for exhibit, (images, labels) in zip(exhibits, found, strict=True):
+        strip = image_strip(images, _caption(exhibit, source.classes), "JPEG")
+        gallery.setdefault(_GROUPS[exhibit.group], []).append(strip)
+        shown |= labels
+    return {"gallery": gallery, "legend": _legend(sorted(shown), source.class_list)}
 
 
-def _legend(labels: Sequence[int], class_list: ClassList) -> str:
+def _legend(labels: Sequence[int], class_list: ClassList) -> dict[str, str]:
+    """Return the CSS colour of each label but the background, by name."""
     names = dict(enumerate(class_list.classes, start=1)) | {IGNORE_INDEX: "unsure or ignored (255)"}
     shown = np.array([label for label in labels if label != 0], np.uint8)
-    items = (
-        f'<li><i style="background: rgb{tuple(colour)}"></i>{escape(names[label])}</li>'
-        for label, colour in zip(shown.tolist(), colour_mask(shown, class_list.rgb).tolist(), strict=True)
-    )
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    colours = colour_mask(shown, class_list.rgb).tolist()
+    return {names[label]: f"rgb{tuple(colour)}" for label, colour in zip(shown.tolist(), colours, strict=True)}
 
 
 def _caption(exhibit: Exhibit, classes: Sequence[str]) -> str:
@@ -199,44 +173,41 @@ def _caption(exhibit: Exhibit, classes: Sequence[str]) -> str:
     return f"{exhibit.sample.name}: {tags}{iou}"
 
 
-def _similarity(subject: Subject, source: DataSource) -> Iterator[str]:
-    samples = spread(source.val or source.train, SIMILARITY_IMAGES)
+def _similarity(subject: Subject, source: DataSource) -> dict[str, object]:
+    samples = evenly_spaced(source.val or source.train, SIMILARITY_IMAGES)
     with themed():
         figure = similarity_chart([similarity_by_block(subject, samples, _BATCH_SIZE)], size=(4.8, 3.0))
-    yield "<h2>How alike patch tokens become</h2>"
-    yield f"<figure>{inline_svg(figure, 'similarity of patch tokens by block')}<figcaption>"
-    yield (
-        f"Mean |cosine| over pairs of patch tokens after each block, over {len(samples)} images, each seen as a square "
-        f"of {subject.image_size} px: what rises towards 1 is over-smoothed. toco-analyze draws several networks on "
-        "one chart.</figcaption></figure>"
-    )
+    chart = inline_svg(figure, "similarity of patch tokens by block")
+    return {"chart": chart, "num_images": len(samples), "image_size": subject.image_size}
 
 
-def _time(config: TrainConfig, history: History, report_s: float) -> Iterator[str]:
-    yield "<h2>Time</h2>"
+def _times(config: TrainConfig, history: History) -> list[tuple[str, str, str]]:
+    """Return what took time, how long, and the time of one step."""
     rows = [
-        [f"steps {span.first} to {span.last}: {', '.join(span.losses)}", _duration(span.seconds),
-         _per_step(span.seconds / (span.last - span.first + 1))]
+        (f"steps {span.first} to {span.last}: {', '.join(span.losses)}", _duration(span.seconds),
+         _per_step(span.seconds / (span.last - span.first + 1)))
         for span in history.spans(config)
     ]  # fmt: skip
     if history.evaluations:
-        rows.append([f"evaluations: {len(history.evaluations)}", _duration(history.evaluation_seconds()), ""])
-    yield table(["what", "time", "a step"], [*rows, ["this report", _duration(report_s), ""]])
-    yield "<p>Steps include reading images and saving checkpoints.</p>"
+        rows.append((f"evaluations: {len(history.evaluations)}", _duration(history.evaluation_seconds()), ""))
+    return rows
 
 
-def _origin(config: TrainConfig) -> Iterator[str]:
-    versions = {"toco": __version__, "Python": platform.python_version()}
+def _origin(config: TrainConfig) -> dict[str, object]:
+    """Return the settings, and when, where and with which versions the report is written."""
+    versions = {"toco-seg": __version__, "Python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
-    date = datetime.now(timezone.utc)
-    yield f"<h2>Versions and settings</h2><p>Report written {date:%Y-%m-%d %H:%M} UTC on {escape(device)} with:</p>"
-    yield table(["package", "version"], [[*pair] for pair in versions.items()])
-    yield f"<details><summary>{CONFIG_FILE}</summary><pre>{escape(dump_yaml(config))}</pre></details>"
+    return {
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        "versions": versions,
+        "config_file": CONFIG_FILE,
+        "config": dump_yaml(config),
+    }
 
 
 def _duration(seconds: float) -> str:
-    """Return a time as a person says it; a dash where it is not known."""
+    """Return a time in seconds, minutes or hours; a dash if it is not known."""
     if math.isnan(seconds):
         return "-"
     if seconds < 100:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from toco_core.config import parse_config, read_yaml
 from toco_core.errors import RunError
+from toco_core.text import one_line
 from toco_train.config import ModelConfig
 from toco_train.models.toco import ToCo
 from toco_train.runs.layout import CONFIG_FILE, WEIGHTS_FILE
@@ -38,6 +39,5 @@ def load_run(folder: str | Path) -> ToCo:
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
     except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {reason}") from error
+        raise RunError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {one_line(error)}") from error
     return model.float().eval()  # whatever type the file holds

@@ -9,6 +9,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
 from toco_core.errors import ConfigError
+from toco_core.text import one_line
 from toco_train.config import TrainConfig
 
 
@@ -32,9 +33,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"mixed_precision {config.mixed_precision} does not work here ({reason}): use --mixed_precision no"
+            f"mixed_precision {config.mixed_precision} does not work here ({one_line(error)}): use --mixed_precision no"
         ) from error
     if config.mixed_precision == "fp16" and accelerator.scaler is None:  # accelerate would compute in float32 instead
         raise ConfigError(

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from toco_core.config import FrozenModel
 from toco_core.errors import RunError
 from toco_core.files import atomic_path
+from toco_core.text import one_line
 from toco_train.data.source import DataSource
 
 _STATE_KEY = "toco"
@@ -129,7 +130,7 @@ class TrainState:
             self.model.load_state_dict(_under(_MODEL, tensors))
             self.optimizer.load_state_dict({"state": states, "param_groups": numbers.groups})
         except (RuntimeError, ValueError) as error:
-            raise RunError(f"checkpoint {path} does not fit this version's network: {_one_line(error)}") from error
+            raise RunError(f"checkpoint {path} does not fit this version's network: {one_line(error)}") from error
         self.schedule.load_state_dict(numbers.schedule)
         if self.scaler is not None and numbers.scaler is not None:
             self.scaler.load_state_dict(numbers.scaler)
@@ -168,7 +169,7 @@ def _read(path: Path) -> tuple[_Numbers, dict[str, Tensor]]:
             return numbers, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, KeyError, ValidationError) as error:
         raise RunError(
-            f"checkpoint {path} cannot be read ({_one_line(error)}): delete it, then --resume goes on from the one "
+            f"checkpoint {path} cannot be read ({one_line(error)}): delete it, then --resume goes on from the one "
             "before it, or from the start if there is none"
         ) from error
 
@@ -196,7 +197,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

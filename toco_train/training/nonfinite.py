@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toco_core.errors import TrainingError
+from toco_core.text import listed
 from toco_train.data.classes import ClassList
 from toco_train.data.loader import Batch
 from toco_train.distributed import gathered, global_mean, rank
@@ -102,10 +103,5 @@ def raise_if_nonfinite(
     shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     raise TrainingError(
         f"{what} is not finite at step {pending.step} ({shown}), and the weights were not touched: look at its images "
-        f"({_listed(names)}) in {run.nonfinite_folder}, or begin again with a lower optimizer.lr"
+        f"({listed(names, _NAMES_IN_A_SENTENCE)}) in {run.nonfinite_folder}, or begin again with a lower optimizer.lr"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_IN_A_SENTENCE
-    return ", ".join(names[:_NAMES_IN_A_SENTENCE]) + (f" and {more} more" if more > 0 else "")

@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable
 
+from toco_core.sampling import evenly_spaced
 from toco_train.config import TrainConfig
-from toco_train.data.source import DataSource, Sample, spread, with_masks
+from toco_train.data.source import DataSource, Sample, with_masks
 from toco_train.distributed import rank, shard, world_size
 from toco_train.evaluation.evaluate import Evaluation, evaluate, evaluation_numbers
 from toco_train.inference.predict import Prediction, predict
@@ -61,7 +62,7 @@ def validate(
     began = time.perf_counter()
     model.eval()
     try:
-        samples = spread(source.val, config.evaluation.max_images)
+        samples = evenly_spaced(source.val, config.evaluation.max_images)
         evaluation = _score_and_draw(
             model, samples, source, progress.step, config=config, run=run, evaluating=evaluating, stopping=stopping
         )
@@ -99,7 +100,7 @@ def _score_and_draw(
 ) -> Evaluation | None:
     """Score the samples that have a mask, and draw some of them; where none has, draw some of all."""
     scored = with_masks(samples)
-    shown = spread(tuple(shard(scored or samples)), _SAMPLE_ROWS) if rank() == 0 else ()
+    shown = evenly_spaced(tuple(shard(scored or samples)), _SAMPLE_ROWS) if rank() == 0 else ()
     rows: list[Row] = []
 
     def draw(sample: Sample, prediction: Prediction) -> None:

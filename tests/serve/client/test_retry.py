@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from toco_core.errors import DataError, ServeError
 from toco_serve import Client, EmbeddedTriton, Ports, Retry
-from toco_serve.client.exchange import Call, Conversation, Pause, ServerInfo, opening
+from toco_serve.client.protocol import Call, Conversation, Pause, ServerInfo, connect
 from toco_serve.errors import BackendLostError, BusyError, UnreachableError
 
 ANY = Ports(0, 0, 0)
@@ -109,7 +109,7 @@ def test_each_attempt_is_given_the_time_that_is_left_and_none_begins_after_it():
 
 
 def test_opening_asks_once_and_takes_a_silent_server_for_none():
-    exchange = opening("host:1", 30, None)
+    exchange = connect("host:1", 30, None)
     assert next(exchange).arguments["client_timeout"] == 5
     with pytest.raises(UnreachableError, match=r"^no server answers at host:1"):
         exchange.throw(answered("DEADLINE_EXCEEDED", "Deadline Exceeded"))

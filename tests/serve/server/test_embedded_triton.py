@@ -23,8 +23,8 @@ from toco_core.errors import ServeError
 from toco_core.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports
 from toco_serve.errors import UnreachableError
-from toco_serve.server.log import failure_reason, port_taken
 from toco_serve.server.ports import port_error
+from toco_serve.server.triton_log import failure_reason, port_taken
 
 ANY = Ports(0, 0, 0)
 

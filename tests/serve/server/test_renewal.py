@@ -99,8 +99,8 @@ def test_a_roll_out_that_fails_leaves_what_was_served(own_repository, tmp_path):
         with pytest.raises(ServeError) as caught:
             server.roll_out(other)
         assert str(caught.value) == (
-            f"{other} has other classes than what is served, which connected clients would call by the wrong names; "
-            "stop the server and start it anew"
+            f"{other} has other classes than the served model, and connected clients would use the wrong names; "
+            "stop the server and start it again"
         )
         assert server.repository == own_repository
         with Client(server.grpc_url) as client:

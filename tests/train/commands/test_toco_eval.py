@@ -63,7 +63,7 @@ def test_the_report_holds_what_evaluate_finds(run, shapes, capsys):
         assert f"| {100 * mean:.1f} |" in text
     for output in (" ".join(shown.split()), text):
         assert "No tags are given; this is the mask that is exported" in output
-        assert "Pixels whose truth is 255 count nowhere" in output
+        assert "Pixels labelled 255 in the ground truth are ignored" in output
 
 
 def test_settings_change_the_segmentation_alone_and_stand_beside_each_other(run):

@@ -150,7 +150,7 @@ def test_a_position_embedding_of_another_grid_is_resized(tmp_path, tiny_weights)
             lambda w: w.update({"norm.weight": torch.zeros(7)}),
             "1 of another shape (norm.weight (7,), expected (48,))",
         ),
-        (lambda w: w.update({f"x{i:02}": torch.zeros(1) for i in range(12)}), "x08, x09, and 2 more)"),
+        (lambda w: w.update({f"x{i:02}": torch.zeros(1) for i in range(12)}), "x08, x09 and 2 more)"),
         (lambda w: w.update({"pos_embed": torch.zeros(3)}), "cannot be fitted to the backbone"),
     ],
 )

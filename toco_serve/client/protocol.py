@@ -1,7 +1,7 @@
-"""What a client says to the server and makes of the answers, without doing any of it.
+"""The client protocol as generators, without I/O.
 
-Each exchange is a generator of steps; ``Client`` takes them one after another, ``AsyncClient`` awaits them. So
-requests, deadlines, repetition and errors are written once.
+Each exchange is a generator of steps: ``Client`` performs them, ``AsyncClient`` awaits them. So requests, deadlines,
+retries and errors are written once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from toco_core.errors import DataError, ServeError
 from toco_core.palette import UInt8Array
-from toco_serve.client.answers import OUTPUTS, AnswerFormat, decoded
+from toco_serve.client.answer_formats import OUTPUTS, AnswerFormat, decode_answer
 from toco_serve.client.images import ImageInput, encoded, rgb_pixels
 from toco_serve.client.retry import Retry
 from toco_serve.client.segmentation import Segmentation
@@ -35,13 +35,13 @@ STOPPING_PAUSE_S = 0.2
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What the server says of itself.
+    """The server's description of its model.
 
     Attributes:
         classes: Names of the labels 1..C.
         palette: Colours of the labels 0..C, uint8 ``[C + 1, 3]`` RGB.
         tuned_size: Height and width that its artefacts are tuned for, in pixels.
-        max_batch: Most images in one request.
+        max_batch: Largest number of images in one request.
     """
 
     classes: tuple[str, ...]
@@ -50,12 +50,12 @@ class ServerInfo:
     max_batch: int
 
 
-def opening(url: str, timeout_s: float, regions: SharedMemoryPool | None) -> Exchange[ServerInfo]:
-    """Ask a server what it serves, once and not for long, and share memory with it if there is any.
+def connect(url: str, timeout_s: float, pool: SharedMemoryPool | None) -> Exchange[ServerInfo]:
+    """Ask a server once what it serves, and register a first region of shared memory if there is a pool.
 
     Raises:
-        UnreachableError: No server answers.
-        ServeError: It does not serve ToCo, or takes no shared memory.
+        UnreachableError: No server answers within ``CONNECT_TIMEOUT_S``.
+        ServeError: It does not serve ToCo, or does not allow shared memory.
     """
     allowed_s = min(CONNECT_TIMEOUT_S, timeout_s)
     try:
@@ -70,9 +70,9 @@ def opening(url: str, timeout_s: float, regions: SharedMemoryPool | None) -> Exc
         )
     height, width, _ = config.model_warmup[0].inputs["image"].dims
     classes, palette = (json.loads(config.parameters[name].string_value) for name in ("classes", "palette"))
-    if regions is not None:
+    if pool is not None:
         try:
-            yield from regions.opening(height * width * 3, time.monotonic() + allowed_s)
+            yield from pool.open(height * width * 3, time.monotonic() + allowed_s)
         except InferenceServerException as error:
             raise error_from_triton(error, url, allowed_s) from error
     return ServerInfo(tuple(classes), np.array(palette, np.uint8), (height, width), config.max_batch_size)
@@ -80,34 +80,36 @@ def opening(url: str, timeout_s: float, regions: SharedMemoryPool | None) -> Exc
 
 @dataclass(frozen=True)
 class Conversation:
-    """The exchanges with one server that is known to serve ToCo."""
+    """The exchanges with a connected server."""
 
     url: str
     timeout_s: float
     retry: Retry
     answer_format: AnswerFormat
-    regions: SharedMemoryPool | None
+    pool: SharedMemoryPool | None
     model: ServerInfo
 
     def segment(self, image: ImageInput, timeout_s: float | None) -> Exchange[Segmentation]:
-        """Ask for one image of any size; see ``Client.segment``."""
+        """Segment one image of any size; see ``Client.segment``."""
         tensor = grpc.InferInput("image_bytes", [1], "BYTES")
         with _naming(image):
             content = yield Work(lambda: encoded(image))
             tensor.set_data_from_numpy(np.array([content], dtype=np.object_))
             mask, confidence = yield from self._infer("toco_image", tensor, timeout_s, OUTPUTS[self.answer_format])
         if self.answer_format != "raw":
-            mask, confidence = yield Work(lambda: decoded(self.answer_format, mask, confidence))
+            mask, confidence = yield Work(lambda: decode_answer(self.answer_format, mask, confidence))
         return Segmentation(mask, confidence, self.model.classes, self.model.palette)
 
     def segment_tiled(self, image: ImageInput, overlap: float, timeout_s: float | None) -> Exchange[Segmentation]:
-        """Ask for an image in tiles of the network's own size; see ``Client.segment_tiled``."""
+        """Segment an image in tiles of the network's size; see ``Client.segment_tiled``."""
         with _naming(image):
-            pixels = yield Work(lambda: rgb_pixels(image))
-        size, tile_size = pixels.shape[:2], self.model.tuned_size
-        grid = tiles(size, tile_size, overlap)
-        if len(grid) == 1:
-            return (yield from self.segment(image, timeout_s))
+            # A file is read once: an image that fits in one tile is sent as it is.
+            source = (yield Work(lambda: encoded(image))) if isinstance(image, (str, Path)) else image
+            pixels = yield Work(lambda: rgb_pixels(source))
+            size, tile_size = pixels.shape[:2], self.model.tuned_size
+            grid = tiles(size, tile_size, overlap)
+            if len(grid) == 1:
+                return (yield from self.segment(source, timeout_s))
         mask, confidence = np.empty(size, np.uint8), np.empty(size, np.uint8)
         pixels = padded(pixels, tile_size)
         for first in range(0, len(grid), self.model.max_batch):
@@ -118,11 +120,11 @@ class Conversation:
         return Segmentation(mask, confidence, self.model.classes, self.model.palette)
 
     def segment_tensor(self, images: UInt8Array, timeout_s: float | None) -> Exchange[tuple[Segmentation, ...]]:
-        """Ask for a batch at the network's own resolution; see ``Client.segment_tensor``."""
+        """Segment a batch at its own resolution; see ``Client.segment_tensor``."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.size == 0:
             raise DataError(f"the array is {images.dtype} {list(images.shape)}; expected RGB, uint8 [B, H, W, 3]")
         tensor = grpc.InferInput("image", list(images.shape), "UINT8")
-        if self.regions is None:
+        if self.pool is None:
             tensor.set_data_from_numpy(images)
         masks, confidences = yield from self._infer("toco", tensor, timeout_s, OUTPUTS["raw"], images)
         answers = zip(masks, confidences, strict=True)
@@ -136,9 +138,9 @@ class Conversation:
         names: tuple[str, str],
         shared: UInt8Array | None = None,
     ) -> Exchange[tuple[Any, Any]]:
-        """Ask one model, again after what may pass, until an answer comes or the time is over.
+        """Ask one model, with retries, until it answers or the timeout is over.
 
-        ``shared`` is what ``tensor`` holds, to go through shared memory where there is some.
+        ``shared`` is the content of ``tensor``, sent through shared memory if there is a pool.
         """
         allowed_s = self.timeout_s if timeout_s is None else timeout_s
         deadline, pauses = time.monotonic() + allowed_s, self.retry.pauses()
@@ -148,16 +150,16 @@ class Conversation:
 
         while True:
             try:
-                if self.regions is None or shared is None:
+                if self.pool is None or shared is None:
                     result = yield inference()
                 else:
-                    result = yield from self.regions.infer(inference, tensor, shared, deadline)
+                    result = yield from self.pool.infer(inference, tensor, shared, deadline)
                 mask, confidence = (result.as_numpy(name) for name in names)
                 return mask, confidence
             except InferenceServerException as error:
                 failure = error_from_triton(error, self.url, allowed_s)
-                # While a server stops nothing is wrong: its successor may be there already, but takes no new connection
-                # of ours before the old one is closed.
+                # A stopping server is not a failure: its successor may run already, but gets our requests only when the
+                # old connection is closed.
                 pause = STOPPING_PAUSE_S if isinstance(failure, StoppingError) else next(pauses, None)
                 if not isinstance(failure, TransientError) or pause is None or time.monotonic() + pause >= deadline:
                     raise failure from error
@@ -166,7 +168,7 @@ class Conversation:
 
 @contextmanager
 def _naming(image: ImageInput) -> Iterator[None]:
-    """Let an error say which file it is about."""
+    """Add the file's name to the message of an error."""
     try:
         yield
     except DataError as error:
@@ -176,7 +178,7 @@ def _naming(image: ImageInput) -> Iterator[None]:
 
 
 def _inference(model: str, tensor: Any, timeout_s: float, names: tuple[str, str]) -> Call:
-    """Ask for two outputs; what the server has not begun after ``timeout_s`` it drops."""
+    """Return the call for two outputs; the server drops it if it has not begun it after ``timeout_s``."""
     arguments = {
         "model_name": model,
         "inputs": [tensor],

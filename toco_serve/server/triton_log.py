@@ -1,4 +1,4 @@
-"""What Triton's log says of a failure, in one line."""
+"""The reason of a failure, from Triton's log, in one line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _NOISE = ("CudaDriverHelper has not been initialized",)
 
 
 def port_taken(log: str) -> int | None:
-    """Return the port that Triton could not have, if that is what stopped it."""
+    """Return the port that Triton found in use, if that made it end."""
     found = _PORT_TAKEN.search(log)
     return int(found["port"]) if found else None
 
 
 def failure_reason(log: str) -> str:
-    """Return why Triton ended: the model and the first line of its error if one failed to load, else its last error."""
+    """Return why Triton ended: the model that failed to load and the first line of its error, else the last error."""
     if found := _LOAD_FAILURE.search(log):
         return f"model {found['model']!r} does not load: {_first_line(found['reason'])}"
     if found := _UNREADABLE.search(log):

@@ -84,4 +84,6 @@ def test_the_pixels_that_differ_are_marked_and_counted():
     marked = (mark_differences(worst) == (255, 0, 200)).all(axis=2)
     assert marked.sum() == 9, "a single pixel is widened to three by three"
     assert marked[2, 3]
-    assert "1 of 64 pixels differ (8x8)" in comparison_strip("x", worst, VOC_PALETTE)
+    strip = comparison_strip("x", worst, VOC_PALETTE)
+    assert strip.caption == "x: 1 of 64 pixels differ (8x8)"
+    assert list(strip.sources) == ["image", "PyTorch fp32", "x", "different pixels"]

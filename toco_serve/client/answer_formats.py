@@ -1,4 +1,4 @@
-"""The forms in which the answers of ``toco_image`` travel; each is without loss."""
+"""The formats in which ``toco_image`` sends its answers; all are lossless."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ OUTPUTS: dict[AnswerFormat, tuple[str, str]] = {
 
 
 def check_answer_format(name: str) -> None:
-    """Refuse a form that there is not.
+    """Check that a format exists.
 
     Raises:
-        ConfigError: It is another than those of ``AnswerFormat``.
+        ConfigError: It is not one of ``AnswerFormat``.
     """
     if name not in OUTPUTS:
         raise ConfigError(f"the answer format {name!r} is not known; expected one of {', '.join(OUTPUTS)}")
 
 
-def decoded(answer_format: AnswerFormat, mask: Any, confidence: Any) -> tuple[UInt8Array, UInt8Array]:
-    """Return mask and confidence, uint8 ``[H, W]`` each, of two outputs that do not travel raw."""
+def decode_answer(answer_format: AnswerFormat, mask: Any, confidence: Any) -> tuple[UInt8Array, UInt8Array]:
+    """Decode two outputs that are not sent raw: return mask and confidence, uint8 ``[H, W]`` each."""
     levels = _png_levels(confidence[0])
-    return _png_levels(mask[0]) if answer_format == "png" else _drawn(mask[0], levels.shape), levels
+    return _png_levels(mask[0]) if answer_format == "png" else _mask_from_rle(mask[0], levels.shape), levels
 
 
 def _png_levels(data: bytes) -> UInt8Array:
-    """Return the levels of a greyscale PNG."""
+    """Return the pixels of a greyscale PNG."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         return np.asarray(image)
 
 
-def _drawn(regions: bytes, shape: tuple[int, ...]) -> UInt8Array:
-    """Return the mask whose labels have these run lengths, as JSON."""
+def _mask_from_rle(rles: bytes, shape: tuple[int, ...]) -> UInt8Array:
+    """Return the mask of run lengths by label, given as JSON."""
     columns = np.zeros(shape[::-1], np.uint8)
-    for label, rle in json.loads(regions).items():
+    for label, rle in json.loads(rles).items():
         columns[decode_rle(rle).T] = int(label)
     return np.ascontiguousarray(columns.T)
