@@ -37,22 +37,24 @@ ROOT = Path(__file__).parents[1]
 REASONS = "mutation-reasons.yaml"
 METHOD = "tests/train/method"
 SERVED = "tests/serve/triton_models"
-WHOLE_STEP = (f"{METHOD}/test_step.py", f"{METHOD}/test_golden.py", f"{METHOD}/test_degenerate_batches.py")
-# Which tests are run on the mutants of a file: the first pattern that fits, the fastest tests first.
+MODELS = "tests/train/models"
+WHOLE_STEP = (f"{METHOD}/test_golden.py", f"{METHOD}/test_step.py")
+# Which tests are run on the mutants of a file: those of the first pattern that fits, in this order.
 TESTS: dict[str, tuple[str, ...]] = {
     "toco_train/method/cam.py": (f"{METHOD}/test_cam.py", *WHOLE_STEP),
     "toco_train/method/pseudo_label.py": (f"{METHOD}/test_cam.py", *WHOLE_STEP),
     "toco_train/method/crf.py": (f"{METHOD}/test_crf.py",),
     "toco_train/method/local_crops.py": (f"{METHOD}/test_local_crops.py", *WHOLE_STEP),
-    "toco_train/method/par.py": (f"{METHOD}/test_golden.py", *WHOLE_STEP),
+    "toco_train/method/par.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
     "toco_train/method/losses/*.py": (f"{METHOD}/test_losses.py", *WHOLE_STEP),
     "toco_train/method/*.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
-    "toco_train/models/pretrained.py": ("tests/train/models/test_pretrained.py", f"{METHOD}/test_golden.py"),
+    "toco_train/models/pretrained.py": (f"{MODELS}/test_pretrained.py", f"{METHOD}/test_golden.py"),
     "toco_train/models/published_weights.py": (f"{METHOD}/test_golden.py",),
-    "toco_train/models/*.py": ("tests/train/models", *WHOLE_STEP),
-    "toco_export/graph.py": ("tests/export/onnx/test_graph.py",),
-    "triton_models/toco/1/model.py": (f"{SERVED}", "tests/serve/client/test_served_tensors.py"),
-    "triton_models/toco_image/1/model.py": (f"{SERVED}", "tests/serve/client/test_served_images.py"),
+    "toco_train/models/vit.py": (f"{MODELS}/test_model.py", f"{MODELS}/test_pretrained.py", *WHOLE_STEP),
+    "toco_train/models/*.py": (f"{METHOD}/test_golden.py", f"{MODELS}/test_model.py"),
+    "toco_export/graph.py": ("tests/export/onnx/test_exported_forms.py", "tests/export/onnx/test_graph.py"),
+    "triton_models/toco/1/model.py": (SERVED, "tests/serve/client/test_served_tensors.py"),
+    "triton_models/toco_image/1/model.py": (SERVED, "tests/serve/client/test_served_images.py"),
     "toco_core/*.py": ("tests/serve/client/test_polygons.py",),
 }
 FILES = (
