@@ -43,7 +43,7 @@ WHOLE_STEP = (f"{METHOD}/test_golden.py", f"{METHOD}/test_step.py")
 TESTS: dict[str, tuple[str, ...]] = {
     "toco_train/method/cam.py": (f"{METHOD}/test_cam.py", *WHOLE_STEP),
     "toco_train/method/pseudo_label.py": (f"{METHOD}/test_cam.py", *WHOLE_STEP),
-    "toco_train/method/crf.py": (f"{METHOD}/test_crf.py",),
+    "toco_train/method/crf.py": (f"{METHOD}/test_crf_energies.py", f"{METHOD}/test_crf.py"),
     "toco_train/method/local_crops.py": (f"{METHOD}/test_local_crops.py", *WHOLE_STEP),
     "toco_train/method/par.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
     "toco_train/method/losses/*.py": (f"{METHOD}/test_losses.py", *WHOLE_STEP),
@@ -51,7 +51,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "toco_train/models/pretrained.py": (f"{MODELS}/test_pretrained.py", f"{METHOD}/test_golden.py"),
     "toco_train/models/published_weights.py": (f"{METHOD}/test_golden.py",),
     "toco_train/models/vit.py": (f"{MODELS}/test_model.py", f"{MODELS}/test_pretrained.py", *WHOLE_STEP),
-    "toco_train/models/*.py": (f"{METHOD}/test_golden.py", f"{MODELS}/test_model.py"),
+    "toco_train/models/*.py": (f"{MODELS}/test_heads.py", f"{METHOD}/test_golden.py", f"{MODELS}/test_model.py"),
     "toco_export/graph.py": ("tests/export/onnx/test_exported_forms.py", "tests/export/onnx/test_graph.py"),
     "triton_models/toco/1/model.py": (SERVED, "tests/serve/client/test_served_tensors.py"),
     "triton_models/toco_image/1/model.py": (SERVED, "tests/serve/client/test_served_images.py"),

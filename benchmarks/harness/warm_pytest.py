@@ -7,6 +7,7 @@ tree at that moment, and leaves nothing behind for the next.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -55,11 +56,18 @@ class WarmPytest:
     def __init__(self, tree: Path, scratch: Path, preloaded: Sequence[str] = ()) -> None:
         self.tree, self.output = tree, scratch / "output.txt"
         self._scratch = scratch
-        one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        settings = {
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # other packages' plugins: a second or two a run
+            "PYTHONPATH": str(tree),
+            "TMPDIR": str(scratch),
+        }
         self._process = subprocess.Popen(
             [sys.executable, __file__, *preloaded],
             cwd=tree,
-            env={**os.environ, **one_thread, "PYTHONPATH": str(tree), "TMPDIR": str(scratch)},
+            env={**os.environ, **settings},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -111,6 +119,7 @@ def _serve(preloaded: Sequence[str]) -> None:
     sys.path.remove(str(Path(__file__).parent))  # its modules are no top-level ones
     for name in preloaded:
         importlib.import_module(name)
+    gc.freeze()  # or each child's collections would go through all of torch
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), flush=True)
