@@ -62,10 +62,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "toco_train/models/*.py": (f"{MODELS}/test_network.py", f"{MODELS}/test_heads.py", f"{MODELS}/test_model.py"),
     "toco_export/graph.py": ("tests/export/onnx/test_exported_forms.py", "tests/export/onnx/test_graph.py"),
-    "triton_models/toco/1/model.py": (SERVED, "tests/serve/client/test_served_tensors.py"),
-    "triton_models/toco_image/1/model.py": (SERVED, "tests/serve/client/test_served_images.py"),
+    "triton_models/toco/1/model.py": (
+        f"{SERVED}/test_toco_model.py", f"{SERVED}/test_rtx_session.py", "tests/serve/client/test_served_tensors.py",
+    ),
+    "triton_models/toco_image/1/model.py": (
+        f"{SERVED}/test_toco_image_model.py", "tests/serve/client/test_served_images.py",
+    ),
     "toco_core/*.py": ("tests/serve/client/test_polygons.py",),
-}
+}  # fmt: skip
 FILES = (
     "toco_train/method/*.py", "toco_train/method/losses/*.py", "toco_train/models/*.py", "toco_export/graph.py",
     "triton_models/*/1/model.py", "toco_core/rle.py",
@@ -74,6 +78,7 @@ GPU_NAMES = {"triton_models/toco/1/model.py": ("RtxSession", "error_log", "open_
 PRELOADED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "hypothesis", "PIL.Image", "pydantic", "yaml",
              "safetensors.torch", "torch.utils.data", "torchvision.transforms.v2")  # fmt: skip
 OPTIONS = ("-m", "not slow and not gpu and not chaos")
+UNMUTATED_LIMIT_S = 600.0
 FACTOR, ALLOWANCE_S = 4, 15  # a run may take this many times the time of the tests without a mutant, and so much more
 
 
@@ -133,7 +138,7 @@ def try_mutants(
     """Run the tests of each mutant's file on it, in copies of the checkout; yield the results as they come.
 
     Raises:
-        ConfigError: A test fails without a mutant too.
+        ConfigError: A test fails without a mutant, before the first or after the last.
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mutation-")))
@@ -159,6 +164,7 @@ def try_mutants(
         for number, result in enumerate(threads.map(attempt, mutants), 1):
             print(progress_line(result, number, len(mutants), time.monotonic() - began), flush=True)
             yield result
+        time_limits(first, limits)  # whatever broke them meanwhile would have been taken for kills
 
 
 def copy_packages(root: Path, tree: Path) -> Path:
@@ -184,11 +190,11 @@ def time_limits(worker: WarmPytest, selections: Iterable[tuple[str, ...]]) -> di
     """Run each selection of tests without a mutant; return the seconds that it may take with one."""
     limits = {}
     for chosen in sorted(selections):
-        run = worker.run([*OPTIONS, *chosen], 600, write_bytecode=True)
+        run = worker.run([*OPTIONS, *chosen], UNMUTATED_LIMIT_S, write_bytecode=True)
         if not run.passed:
-            output = worker.output.read_text(errors="replace").splitlines()[-40:]
+            output = "\n".join(worker.output.read_text(errors="replace").splitlines()[-40:])
             raise ConfigError(
-                f"the tests {', '.join(chosen)} fail without a mutant ({run.reason}): " + "\n".join(output)
+                f"{', '.join(chosen)} fail without a mutant too ({run.reason}); mend them first:\n{output}"
             )
         print(f"{run.seconds:6.1f} s without a mutant: {', '.join(chosen)}", flush=True)
         limits[chosen] = FACTOR * run.seconds + ALLOWANCE_S

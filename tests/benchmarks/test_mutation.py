@@ -93,8 +93,19 @@ def test_the_sample_is_that_of_its_seed_and_a_change_elsewhere_leaves_a_mutant_i
 
 def test_tests_that_fail_without_a_mutant_are_reported(checkout: Path):
     (checkout / "tests/test_good.py").write_text("def test_wrong():\n    assert 1 == 2\n")
-    with pytest.raises(ConfigError, match=r"fail without a mutant \(tests/test_good.py::test_wrong\)"):
+    with pytest.raises(ConfigError, match=r"fail without a mutant too \(tests/test_good.py::test_wrong\)"):
         list(try_mutants(checkout, [mutant(checkout, "return width + height")], CHOSEN, 1, ()))
+
+
+def test_tests_that_begin_to_fail_meanwhile_leave_no_result(checkout: Path):
+    (checkout / "tests/test_good.py").write_text(
+        "from pathlib import Path\n\ndef test_first_time():\n"
+        f"    calls = Path({str(checkout / 'calls')!r})\n"
+        "    assert not calls.exists()\n    calls.touch()\n"
+    )
+    with pytest.raises(ConfigError, match=r"fail without a mutant too \(tests/test_good.py::test_first_time\)"):
+        list(try_mutants(checkout, [mutant(checkout, "return width + height")], CHOSEN, 1, ()))
+    assert (checkout / "calls").exists()
 
 
 def test_a_run_that_does_not_end_is_killed_with_what_it_started(checkout: Path, tmp_path: Path):
