@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmic_ray.commands import init
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
-from cosmic_ray.work_db import use_db
-from cosmic_ray.work_item import MutationSpec
+from cosmic_ray.commands import init  # type: ignore[import-untyped]
+from cosmic_ray.mutating import mutate_code  # type: ignore[import-untyped]
+from cosmic_ray.plugins import get_operator  # type: ignore[import-untyped]
+from cosmic_ray.work_db import use_db  # type: ignore[import-untyped]
+from cosmic_ray.work_item import MutationSpec  # type: ignore[import-untyped]
 
 Position = tuple[int, int]  # line from 1, column in characters from 0
 Span = tuple[Position, Position]  # the end is excluded
