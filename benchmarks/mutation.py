@@ -68,11 +68,13 @@ TESTS: dict[str, tuple[str, ...]] = {
     "triton_models/toco_image/1/model.py": (
         f"{SERVED}/test_toco_image_model.py", "tests/serve/client/test_served_images.py",
     ),
-    "toco_core/*.py": ("tests/serve/client/test_polygons.py",),
+    "toco_core/rle.py": ("tests/serve/client/test_polygons.py",),
+    "toco_core/rgb.py": ("tests/core/test_images.py", "tests/core/test_one_reader.py"),
+    "toco_core/fitting.py": ("tests/core/test_fitting.py", "tests/serve/test_one_size_everywhere.py"),
 }  # fmt: skip
 FILES = (
     "toco_train/method/*.py", "toco_train/method/losses/*.py", "toco_train/models/*.py", "toco_export/graph.py",
-    "triton_models/*/1/model.py", "toco_core/rle.py",
+    "triton_models/*/1/model.py", "toco_core/rle.py", "toco_core/rgb.py", "toco_core/fitting.py",
 )  # fmt: skip
 GPU_NAMES = {"triton_models/toco/1/model.py": ("RtxSession", "error_log", "open_engine")}
 PRELOADED = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "hypothesis", "PIL.Image", "pydantic", "yaml",
