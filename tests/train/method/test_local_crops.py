@@ -89,3 +89,38 @@ def test_a_crop_is_negative_up_to_a_mean_of_one_fifth():
 def test_a_crop_as_large_as_the_image_is_the_image():
     crops, _ = local_crops(position_image(16), torch.zeros(1, 16, 16), SEED, num_crops=1, crop_size=16)
     assert torch.equal(crops[0, 0], position_image(16)[0])
+
+
+def test_too_few_uncertain_pixels_count_for_nothing():
+    roi = torch.full((1, 32, 32), 2)
+    nowhere, _ = local_crops(position_image(32), roi, SEED, num_crops=8, crop_size=8)
+    roi[:, 16, 10:17] = 1
+    seven, _ = local_crops(position_image(32), roi, SEED, num_crops=8, crop_size=8)
+    assert torch.equal(seven, nowhere)
+    roi[:, 16, 17] = 1
+    eight, _ = local_crops(position_image(32), roi, SEED, num_crops=8, crop_size=8)
+    assert sorted((int(c[0, 0, 0]) + 4, int(c[1, 0, 0]) + 4) for c in eight[0]) == [(16, x) for x in range(10, 18)]
+
+
+def test_images_that_are_not_square_are_cut_within_their_sides():
+    rows, columns = torch.meshgrid(torch.arange(9), torch.arange(14), indexing="ij")
+    image = torch.stack([rows, columns, torch.ones_like(rows)]).float()[None]
+    crops, _ = local_crops(image, torch.zeros(1, 9, 14), SEED, num_crops=3 * 8, crop_size=7)
+    corners = sorted((int(c[0, 0, 0]), int(c[1, 0, 0])) for c in crops[0])
+    assert corners == [(row, column) for row in range(3) for column in range(8)]
+
+
+def test_the_centre_of_an_odd_crop_is_its_middle_pixel():
+    roi = torch.full((1, 20, 20), 2)
+    roi[0, 9, 13] = 1
+    crops, _ = local_crops(position_image(20), roi, SEED, num_crops=1, crop_size=5)
+    assert crops[0, 0, :2, 2, 2].tolist() == [9, 13]
+
+
+def test_a_crop_of_sure_foreground_alone_is_positive_and_the_limit_can_be_moved():
+    roi = torch.full((1, 10, 10), 2)
+    assert local_crops(position_image(10), roi, SEED, num_crops=1, crop_size=10)[1].item()
+    roi = torch.ones(1, 10, 10, dtype=torch.long)
+    for ratio, is_positive in ((0.9, True), (1.0, False)):
+        _, positive = local_crops(position_image(10), roi, SEED, num_crops=1, crop_size=10, negative_ratio=ratio)
+        assert positive.item() is is_positive
