@@ -28,10 +28,11 @@ import torch
 import yaml
 
 from benchmarks.harness.mutants import Mutant, draw_mutants
-from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.provenance import provenance, provenance_text, save_report
 from benchmarks.harness.warm_pytest import PytestRun, WarmPytest
 from toco_core.cli import run_command
 from toco_core.errors import ConfigError
+from toco_core.text import markdown_table
 
 ROOT = Path(__file__).parents[1]
 REASONS = "mutation-reasons.yaml"
