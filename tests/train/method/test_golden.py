@@ -9,7 +9,7 @@ from PIL import Image
 from tests.train.conftest import GOLDEN, TINY_VIT, drawn_weights, published_shapes, relative_error, tiny_config
 from toco_core.errors import RunError
 from toco_train.config import ModelConfig
-from toco_train.evaluation.metrics import confusion_counts, mean_iou, per_class_iou
+from toco_train.evaluation.miou import confusion_counts, mean_iou, per_class_iou
 from toco_train.inference.predict import Prediction
 from toco_train.method.cam import inside_boxes, mask_cam, multi_scale_cam
 from toco_train.method.losses import balanced_segmentation_loss, class_token_contrast, patch_token_contrast
