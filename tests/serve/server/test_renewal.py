@@ -12,6 +12,8 @@ from toy_model import artefact, quadrant_labels, quadrants, toy_manifest, write_
 from toco_core.errors import ServeError
 from toco_core.manifest import write_manifest
 from toco_serve import Client, EmbeddedTriton, Ports, Retry
+from toco_serve.server.http import responds
+from toco_serve.server.supervisor import MAX_LOSSES
 
 ANY = Ports(0, 0, 0)
 
@@ -34,15 +36,27 @@ def test_a_models_process_that_dies_makes_a_new_triton_and_a_retrying_client_wai
     assert footprint.left() == []
 
 
-def test_a_model_whose_process_dies_again_and_again_ends_the_server_with_a_reason(own_repository):
-    code = own_repository / "toco/1/model.py"
-    dying = (
-        "        __import__('threading').Timer(0.5, lambda: __import__('os')._exit(1)).start()\n        parameters = {"
-    )
-    code.write_text(code.read_text().replace("        parameters = {", dying))
-    with EmbeddedTriton(own_repository, ports=ANY) as server:
+def kill_when_ready(server: EmbeddedTriton, killed: set[int]) -> None:
+    """Kill the processes of the model ``toco`` as soon as the server is ready with others than those killed before."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        processes = [process for process in stubs_of(server, "toco") if process.pid not in killed]
+        if processes and responds(server.ports.metrics, "/metrics") and responds(server.ports.http, "/v2/health/ready"):
+            break
+        time.sleep(0.05)
+    assert processes
+    for process in processes:
+        killed.add(process.pid)
+        process.kill()
+
+
+def test_a_model_whose_process_dies_again_and_again_ends_the_server_with_a_reason(repository):
+    killed: set[int] = set()
+    with EmbeddedTriton(repository, ports=ANY) as server:
+        for _ in range(MAX_LOSSES):
+            kill_when_ready(server, killed)
         with pytest.raises(ServeError) as caught:
-            server.wait()
+            server.wait(60)
         assert str(caught.value) == ("Triton ended by itself: a model's process ended 5 times in 60 s; start it again")
 
 
