@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from toco_core.palette import UInt8Array
-from toco_train.config import CamConfig
+from toco_train.config import CamConfig, LabelConfig
 from toco_train.data.source import DataSource, Sample, spread, with_masks
 from toco_train.inference.predict import predict
 from toco_train.inference.preview import PREDICTION_TITLES, labelled, prediction_row
-from toco_train.inference.pseudo_labels import LabelConfig, Labeller
+from toco_train.inference.pseudo_labels import Labeller
 from toco_train.models.toco import ToCo
 
 _OF_EACH = 3

@@ -169,14 +169,14 @@ def test_toco_predict_says_what_it_cannot_write(server, tmp_path, capsys):
     (tmp_path / "file").touch()
     asked = [str(tmp_path / "a.png"), "--url", server.grpc_url]
     assert predict([*asked, "--out", str(tmp_path / "file" / "out")]) == 2
-    complaint = "not a directory; give another --out, or make room"
-    assert capsys.readouterr().err == f"toco-predict: error: cannot write {tmp_path}/file/out: {complaint}\n"
+    complaint = "(Not a directory); make room or give another --out"
+    assert capsys.readouterr().err == f"toco-predict: error: cannot write {tmp_path}/file/out {complaint}\n"
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.mask.png").mkdir()
     assert predict([*asked, "--out", str(tmp_path / "out")]) == 1
-    complaint = "is a directory; give another --out, or make room"
+    complaint = "(Is a directory); make room or give another --out"
     assert capsys.readouterr().err == (
-        f"toco-predict: error: {tmp_path}/a.png: cannot write {tmp_path}/out/a: {complaint}\n"
+        f"toco-predict: error: {tmp_path}/a.png: cannot write {tmp_path}/out/a {complaint}\n"
     )
 
 

@@ -113,7 +113,7 @@ def test_bad_input_gives_one_sentence_and_status_2(run, shapes, tmp_path, capsys
         "no image of the split is called '999'": [one, "--show", "999"],
         "'-3' is not a whole number from 0 up": [one, "--images=-3"],
         "data folder /absent does not exist": [one, "--data", "/absent"],
-        "cannot write to ": [one, "--out", str(tmp_path / "file")],
+        f"cannot write {tmp_path / 'file'} (": [one, "--out", str(tmp_path / "file")],
     }  # fmt: skip
     for expected, argv in cases.items():
         assert expected in refusal(capsys, argv), expected

@@ -16,10 +16,10 @@ from toco_core.config import dump_yaml
 from toco_core.palette import VOC_PALETTE
 from toco_train.commands import label as label_cli
 from toco_train.commands.label import main
-from toco_train.config import ContrastConfig, TrainConfig
+from toco_train.config import ContrastConfig, LabelConfig, TrainConfig
 from toco_train.inference import label_folder
 from toco_train.inference.predict import Prediction
-from toco_train.inference.pseudo_labels import LabelConfig, Labeller
+from toco_train.inference.pseudo_labels import Labeller
 from toco_train.method.cam import mask_cam
 from toco_train.method.par import PixelAdaptiveRefinement
 from toco_train.method.pseudo_label import refine_label
@@ -369,7 +369,7 @@ def test_the_run_s_own_data_is_opened_with_its_settings(tmp_path, capsys):
     assert label(run, data, tmp_path / "out") == 0
     moved = shutil.move(data, tmp_path / "moved")
     sentence = refusal(capsys, run, moved, tmp_path / "out2")
-    assert "has the classes cat, dog, nothing, but the network was trained on cat, dog" in sentence
+    assert "3 classes and label 3 is 'nothing', but the network was trained on 2 and has no label 3" in sentence
     assert "(the run was trained with --no-class nothing)" in sentence
 
 
@@ -401,7 +401,11 @@ def test_wrong_input_gives_one_sentence_and_writes_nothing(run, shapes, tmp_path
     cases = {
         "is not a finished run: it has no config.yaml": (tmp_path / "empty", shapes, out),
         "does not exist; give a VOC devkit": (run, tmp_path / "absent", out),
-        "grape, but the network was trained on cat; label data with the same classes": (other, shapes, out),
+        "has 6 classes and label 1 is 'turtle', but the network was trained on 1 and its label 1 is 'cat'": (
+            other,
+            shapes,
+            out,
+        ),
         "lies inside SOURCE": (run, shapes, shapes / "labels"),
         "holds something that is no folder of labels": (run, shapes, tmp_path / "notes"),
         "is a file, expected a folder for the labels": (run, shapes, tmp_path / "file"),

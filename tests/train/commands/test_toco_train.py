@@ -137,7 +137,7 @@ def test_bad_input_gives_one_sentence_and_status_2(finished, tmp_path, capsys):
         "does not exist; give a VOC devkit": ["--data", str(tmp_path / "absent"), "--out", out],
         "is no data set: expected a VOC devkit": ["--data", str(tmp_path / "empty"), "--out", out],
         "unknown preset 'demoo', did you mean 'demo'?": ["--preset", "demoo", "--data", data, "--out", out],
-        "unknown argument '--optimizer.lrr', did you mean 'optimizer.lr'?":
+        "unknown argument '--optimizer.lrr', did you mean '--optimizer.lr'?":
             ["--data", data, "--out", out, "--optimizer.lrr", "1"],
         "steps: input should be a valid integer": ["--data", data, "--out", out, "--steps", "many"],
         "batch_size 5 cannot be divided over 1 process(es) with 2 micro-batch(es) each":
