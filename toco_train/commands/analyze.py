@@ -188,11 +188,11 @@ def _source(arguments: argparse.Namespace, subjects: Sequence[Subject]) -> DataS
     """
     from toco_train.runs.source import open_run_source, require_classes
 
-    runs = _runs(arguments)
-    if not runs and arguments.path is None:
+    runs, given = _runs(arguments), given_settings(arguments, DataConfig)
+    if not runs and "path" not in given:
         raise ConfigError("a plain backbone has no data of its own: give --data DIR")
     config = load_config(None, runs[0] / CONFIG_FILE, {}) if runs else TrainConfig()
-    source = open_run_source(config, arguments.networks[0], given_settings(arguments, DataConfig))
+    source = open_run_source(config, arguments.networks[0], given)
     for subject in subjects:
         if subject.model is not None:
             require_classes(source, subject.model.config.classes)

@@ -1,5 +1,6 @@
 """The command ``toco-data``: look at a data set before training on it."""
 
+# ruff: noqa: PLC0415  (the readers are imported when work begins, so that --help is fast)
 from __future__ import annotations
 
 import argparse
@@ -7,6 +8,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -19,8 +21,9 @@ from toco_core.errors import ConfigError, DataError
 from toco_core.files import write_atomic
 from toco_core.flags import add_setting, given_settings
 from toco_train.config import DataConfig
-from toco_train.data.check import CheckReport, Finding, Severity, examine_all, report
-from toco_train.data.opening import open_source
+
+if TYPE_CHECKING:
+    from toco_train.data.check import CheckReport, Finding, Severity
 
 PROG = "toco-data"
 EXIT_WOULD_FAIL = 1
@@ -34,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``toco-data``; return 0, or 1 if training would fail."""
     arguments = _parse(argv)
     config = parse_config(DataConfig, given_settings(arguments, DataConfig), "the command line")
+    from toco_train.data.check import examine_all, report
+    from toco_train.data.opening import open_source
+
     source = open_source(config, seed=arguments.seed, allow_missing=True)
     examined = examine_all(source, tiny_px=arguments.tiny, num_workers=arguments.workers)
     with progress_bars(Console(stderr=True), transient=True) as progress:

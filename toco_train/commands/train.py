@@ -112,7 +112,7 @@ def _closing_lines(run: Path, config: TrainConfig, progress: Progress) -> str:
     lines = [f"[bold]run[/] {run}    next: toco-eval {run}    toco-export {run} --fp16"]
     if progress.best_step not in (0, progress.step):
         lines.append(
-            f"[bold]best[/] segmentation mIoU on the way: {progress.best_miou:.3f} at step {progress.best_step}, "
+            f"[bold]best[/] segmentation mIoU: {progress.best_miou:.3f} at step {progress.best_step}, "
             f"kept as the run {run}/best"
         )
     return "\n".join(lines)
@@ -123,16 +123,17 @@ def _parse(argv: Sequence[str]) -> tuple[TrainConfig, argparse.Namespace]:
     parser = _parser()
     arguments = parser.parse_args(argv)
     settings = given_settings(arguments, TrainConfig)
-    needed = {"--data": settings.get("data.path"), "--out": arguments.out}
-    missing = [flag for flag, value in needed.items() if value is None and not (arguments.resume and flag == "--data")]
+    needed = {"--data": arguments.resume or "data.path" in settings, "--out": arguments.out is not None}
+    missing = [flag for flag, found in needed.items() if not found]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     saved = arguments.out / CONFIG_FILE
     resumed = saved if arguments.resume and saved.exists() else None
     if resumed is None and "data.path" not in settings:
         parser.error(f"--resume finds no run in {arguments.out}: give another --out, or --data to begin one")
-    for name in {"data.path", "model.weights"} & settings.keys():  # a resumed run may be started from another folder
-        settings[name] = str(Path(settings[name]).expanduser().absolute())
+    for name in ("data.path", "model.weights"):
+        if settings.get(name):  # absolute, since a run may be resumed from another folder
+            settings[name] = str(Path(settings[name]).expanduser().absolute())
     if arguments.no_pretrained:
         settings["model.pretrained"] = False
     return load_config(arguments.preset, arguments.config, settings, resumed=resumed), arguments

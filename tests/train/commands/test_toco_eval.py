@@ -132,8 +132,8 @@ def test_bad_input_gives_one_sentence_and_status_2(run, shapes, tmp_path, capsys
     cases = {
         "is not a finished run: it has no config.yaml": [str(tmp_path / "absent")],
         "is not a finished run: it has no model.safetensors": [str(untrained)],
-        "each scale must be between 0.25 and 4 (got [1.0, 0.0])": [str(run), "--scales", "1", "0"],
-        "each scale must be between 0.25 and 4 (got [1000.0])": [str(run), "--scales", "1000"],
+        "each scale must be between 0.25 and 4 (got [1, 0])": [str(run), "--scales", "1", "0"],
+        "each scale must be between 0.25 and 4 (got [1000])": [str(run), "--scales", "1000"],
         "data folder /absent does not exist": [str(run), "--data", "/absent"],
         "has 6 classes and label 2 is 'lobster', but the network was trained on 6 and its label 2 is 'crab'":
             [str(run), "--data", str(other)],

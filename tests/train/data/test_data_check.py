@@ -257,7 +257,7 @@ def test_a_file_name_that_is_not_utf_8_is_shown(photos, capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--val-fraction", "3"], "val_fraction: input should be less than 1 (got 3.0)"),
+        (["--val-fraction", "3"], "val_fraction: input should be less than 1 (got 3)"),
         (["--workers", "0"], "--workers is 0, expected 1 or more"),
         (["--no-class", "cow"], "has the class 'cow'"),
         (["--json", "/dev/null/report.json"], "cannot write /dev/null/report.json"),
