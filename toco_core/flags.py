@@ -1,7 +1,7 @@
 """Command-line flags from a settings schema (a pydantic model): grouped, with type, range and default.
 
-Our own in the place of pydantic-settings, whose help has no ranges and no YAML, takes one spelling only, names no
-near miss, and reads a whole configuration where a command needs what was given.
+Our own instead of the command line of pydantic-settings, which shows no ranges, reads JSON instead of YAML, accepts one
+spelling of a flag, suggests nothing for an unknown one, and returns all settings instead of those that were given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -92,10 +92,14 @@ def given_settings(arguments: argparse.Namespace, schema: type[BaseModel]) -> di
 def _fields(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield the dotted name of each setting and its field."""
     for name, field in schema.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_model(field.annotation):
             yield from _fields(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def _is_model(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _group_title(schema: type[BaseModel], owner: str) -> str:
@@ -168,13 +172,14 @@ def _value(name: str, given: str | list[str], annotation: Any) -> Any:
 
 
 def _scalar(name: str, text: str, annotation: Any) -> Any:
-    """Read one word: as it is where text is expected, else as YAML."""
+    """Read one word: as it is where text is expected (or a model may have a short form), else as YAML."""
     kinds = _kinds(annotation)
     if text == "null" and NoneType in get_args(annotation):
         return None
     if all(kind in (str, Path) or get_origin(kind) is Literal for kind in kinds):
         return text
-    return text if str in kinds and not text.lstrip().startswith("{") else _yaml(name, text)
+    short = any(kind is str or _is_model(kind) for kind in kinds) and not text.lstrip().startswith("{")
+    return text if short else _yaml(name, text)
 
 
 def _yaml(name: str, text: str) -> Any:

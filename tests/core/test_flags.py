@@ -103,7 +103,7 @@ def test_the_help_has_a_group_for_each_model_with_type_range_and_default(monkeyp
         ("--names [cat,dog]", {"names": ["cat", "dog"]}),
         ("--optimizer.betas 0.5 0.9", {"optimizer.betas": [0.5, 0.9]}),
         ("--optimizer.betas [0.5,0.9]", {"optimizer.betas": [0.5, 0.9]}),
-        ("--phases {width:1} [{width:1}]", {"phases": [{"width:1": None}, [{"width:1": None}]]}),
+        ("--phases {} 12", {"phases": [{}, "12"]}),
         ("--backbone 12", {"backbone": "12"}),
         ("--weights 12", {"weights": "12"}),
         ("--own_weights null", {"weights": None}),
