@@ -14,10 +14,10 @@ WORK = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pas
 
 
 def test_cpu_time_of_a_process_counts_and_its_sleep_does_not() -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(0.4)"]
+    sleep = [sys.executable, "-c", "import time; time.sleep(1.5)"]
     found = startup.measure({"work": WORK, "sleep": sleep}, repeats=1)
     assert found["work"]["median"] >= 0.3
-    assert found["sleep"]["median"] < found["work"]["median"]
+    assert found["sleep"]["median"] < 1.5
 
 
 def test_every_command_and_the_client_have_a_row_and_a_limit(
