@@ -141,7 +141,7 @@ def outcome(run: Path, title: str) -> Outcome:
     last = json.loads(lines[-1]) if lines else {}
     if "evaluation" not in last:
         raise TocoError(f"the run {run} was stopped before its end: run the same command again to go on")
-    model = load_run(run).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_run(run, device="auto")
     samples = open_source(config.data, seed=config.seed).val
     subject = run_subject(model, title, config.cam.scales)
     return Outcome(last["evaluation"], similarity_by_block(subject, samples, _BATCH_SIZE))

@@ -1,8 +1,8 @@
-"""The base of every configuration: frozen, checked, and clear about what it does not know."""
+"""The base class of every configuration, and how configurations are checked, read and written."""
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toco_core.errors import ConfigError
-from toco_core.text import one_line
+from toco_core.text import nearest, one_line
 
 
 class FrozenModel(BaseModel):
@@ -21,12 +21,6 @@ class FrozenModel(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``", did you mean X?"`` for the known word closest to ``word``, or an empty string if none is close."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {matches[0]!r}?" if matches else ""
 
 
 def parse_config(kind: type[ConfigT], values: Mapping[str, Any], origin: str) -> ConfigT:
@@ -72,6 +66,8 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         return f"unknown key {where!r}{nearest(str(problem['loc'][-1]), owner.model_fields if owner else [])}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if problem["type"] == "literal_error":
+        message += nearest(str(problem["input"]), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
     return f"{where}: {message} (got {problem['input']!r})" if where else message
 
 

@@ -12,8 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from toco_core.errors import ConfigError
+
 _UNFINISHED = ".unfinished"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # from <fcntl.h> and <linux/fs.h>
+
+
+def make_output_folder(path: Path) -> None:
+    """Make the folder that ``--out`` names, before any work is done.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({error.strerror}); make room or give another --out") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -46,3 +47,9 @@ def markdown_table(
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (columns, *rows)]
     lines.insert(1, ["---", *["---:" if align == "right" else "---"] * (len(columns) - 1)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``", did you mean 'X'?"`` for the known word closest to ``word``, or an empty string if none is close."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {matches[0]!r}?" if matches else ""

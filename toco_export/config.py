@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from toco_core.config import FrozenModel
 from toco_core.errors import ConfigError, ExportError
@@ -21,39 +21,81 @@ Target = Literal["onnx", "tensorrt", "tensorrt-rtx", "auto"]
 RELEASE = r"^2\d\.(0[1-9]|1[0-2])$"  # of Triton: year and month
 MAX_BATCH = 8
 SMALLEST_PATCHES = 4
+_SHAPE = "batch and size: BATCHxSIDE or BATCHxHEIGHTxWIDTH"
 
 
 class ExportConfig(FrozenModel):
     """What to export, for which inputs, and what to check it with."""
 
     precisions: tuple[Exported, ...] = Field(
-        ("fp32",), description="Precisions to export; the fp32 ONNX file, which every machine runs, always comes along."
+        ("fp32",), description="Precisions to export; the fp32 ONNX file, which every machine runs, is always written."
     )
-    target: Target = Field("auto", description="What executes it: ONNX Runtime alone, or an engine of each precision.")
-    min: Shape | None = Field(None, description="Smallest batch and size; default: one image, a square of 4 patches.")
-    opt: Shape | None = Field(None, description="The ones that are tuned for; default: one image of the run's size.")
-    max: Shape | None = Field(None, description="Largest batch and size; default: 8 images, twice the tuned size.")
-    static: bool = Field(False, description="Fix height and width at those of opt; batches stay open.")
-    images: Path | None = Field(None, description="Folder of real images to check with; default: the run's data set.")
-    num_images: int = Field(16, gt=0, description="Images taken from it; for int8 as many others to calibrate with.")
+    target: Target = Field(
+        "auto",
+        description="ONNX files alone, or an engine of each precision too; auto: one if its library is installed.",
+    )
+    min: Shape | None = Field(
+        None,
+        title="SHAPE",
+        description=f"Smallest {_SHAPE}; without it one image, a square of {SMALLEST_PATCHES} patches.",
+    )
+    opt: Shape | None = Field(
+        None, title="SHAPE", description=f"Tuned {_SHAPE}; without it one image of the run's size."
+    )
+    max: Shape | None = Field(
+        None, title="SHAPE", description=f"Largest {_SHAPE}; without it {MAX_BATCH} images of twice the tuned size."
+    )
+    static: bool = Field(False, description="Fix height and width at those of opt; the batch stays variable.")
+    images: Path | None = Field(
+        None, title="DIR", description="Folder of real images to check with, in place of the run's data set."
+    )
+    num_images: int = Field(16, gt=0, description="Images to check with; for int8 as many others to calibrate with.")
     max_drop: float = Field(
-        0.5, gt=0, lt=100, description="int8: percentage points of the pixels whose label may differ from PyTorch fp32."
+        0.5,
+        gt=0,
+        lt=100,
+        title="POINTS",
+        description="int8: per cent of pixels whose label may differ from PyTorch's; costlier layers stay fp32.",
     )
     workspace_gib: float | None = Field(
-        None, gt=0, description="Most memory that an engine's layers may use beside its weights; default: all there is."
+        None, gt=0, title="GIB", description="Most memory for an engine's layers, beside its weights; without it, all."
     )
-    timing_cache: Path | None = Field(None, description="File of kernel timings to reuse and add to.")
+    timing_cache: Path | None = Field(
+        None, title="FILE", description="File of TensorRT's kernel timings to reuse and add to."
+    )
     in_container: str | None = Field(
         None,
-        pattern=RELEASE,
-        description="Release of Triton, such as 26.06: TensorRT engines are built inside NVIDIA's image of it.",
+        title="RELEASE",
+        description="Build TensorRT engines with docker inside NVIDIA's Triton image of a release, such as 26.06: an "
+        "engine is loaded only by the TensorRT that built it.",
     )
     backend: Literal["auto", "python", "onnxruntime", "onnxruntime-tensorrt", "tensorrt"] = Field(
         "auto",
-        description="Triton's backend for the network; auto: tensorrt where there is such an engine, else python; "
-        "onnxruntime-tensorrt: onnxruntime, which lets TensorRT build an engine as it loads the ONNX file.",
+        description="Backend of Triton that executes the network; auto: tensorrt if there is such an engine, else "
+        "python, which runs everywhere; onnxruntime-tensorrt: TensorRT builds an engine from the ONNX file on the "
+        "machine that serves it.",
     )
-    portable: bool = Field(False, description="An engine for other GPUs and later versions too, somewhat slower.")
+    portable: bool = Field(
+        False, description="Build a TensorRT engine for other GPUs and later versions too, somewhat slower."
+    )
+
+    @field_validator("min", "opt", "max", mode="before")
+    @classmethod
+    def _shape_of_text(cls, value: object) -> object:
+        """Read ``BATCHxSIDE`` or ``BATCHxHEIGHTxWIDTH``."""
+        if not isinstance(value, str):
+            return value
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", value):
+            raise ValueError("not a batch and size; give BATCHxSIDE or BATCHxHEIGHTxWIDTH, such as 8x448")
+        batch, height, *width = map(int, value.split("x"))
+        return Shape(batch=batch, height=height, width=width[0] if width else height)
+
+    @field_validator("in_container")
+    @classmethod
+    def _release_of_triton(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(RELEASE, value):
+            raise ValueError("not a release of Triton; give year and month, such as 26.06")
+        return value
 
 
 def resolve_backend(config: ExportConfig, engine: Engine | None) -> Backend:
@@ -69,18 +111,6 @@ def resolve_backend(config: ExportConfig, engine: Engine | None) -> Backend:
     if config.backend == "onnxruntime-tensorrt":
         return "onnxruntime"
     return config.backend
-
-
-def parse_shape(text: str) -> Shape:
-    """Read ``BATCHxSIDE`` or ``BATCHxHEIGHTxWIDTH``, such as ``8x448`` or ``1x448x640``.
-
-    Raises:
-        ConfigError: It is neither.
-    """
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", text):
-        raise ConfigError(f"{text!r} is no batch and size; give BATCHxSIDE or BATCHxHEIGHTxWIDTH, such as 8x448")
-    batch, height, *width = map(int, text.split("x"))
-    return Shape(batch=batch, height=height, width=width[0] if width else height)
 
 
 def resolve_profile(config: ExportConfig, patch_size: int, sizes: Sequence[Size]) -> tuple[Profile, tuple[Size, ...]]:

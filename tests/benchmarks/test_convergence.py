@@ -46,10 +46,10 @@ def test_the_report_holds_the_scores_over_the_steps(calls: list[list[str]], tmp_
     report = tmp_path / "report"
     argv = ["--out", str(tmp_path / "out"), "--images", "10", "--report", str(report)]
     assert convergence.main([*argv, "--train-flags", "--batch_size 8"]) == 0
-    config, arguments = _parse(calls[0][3:])
+    config, _ = _parse(calls[0][3:])
     assert (config.steps, config.batch_size, config.model.backbone) == (600, 8, "vit_base_patch16_224")
     assert [phase.from_step for phase in config.phases] == [0, 75, 210]
-    assert len(list(Path(arguments.data, "JPEGImages").iterdir())) == 10
+    assert len(list(Path(config.data.path, "JPEGImages").iterdir())) == 10
     text = report.with_suffix(".md").read_text()
     assert "600 steps of 8 images at 192 px took 61 s" in text
     assert "| 300 | 2 | 50.0 | 25.0 | 10.0 |\n| 600 | 2 | 75.0 | 37.5 | 62.5 |" in text

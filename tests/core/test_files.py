@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from toco_core import files
-from toco_core.files import atomic_folder
+from toco_core.errors import ConfigError
+from toco_core.files import atomic_folder, make_output_folder
 
 KILLED_MIDWAY = """
 import os, signal, sys
@@ -72,3 +73,13 @@ def test_on_linux_the_two_folders_trade_places_in_one_step(folder, tmp_path):
     if sys.platform == "linux":
         assert files._exchange(folder, tmp_path / "second")
         assert contents(tmp_path) == {"second/old": "whole"}
+
+
+def test_an_output_folder_is_made_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    make_output_folder(tmp_path / "a" / "b")
+    make_output_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as caught:
+        make_output_folder(tmp_path / "file" / "out")
+    assert str(caught.value) == (f"cannot write {tmp_path}/file/out (Not a directory); make room or give another --out")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from toco_core.fitting import Size
 from toco_core.manifest import SizeScores
 from toco_core.sampling import evenly_spaced
@@ -15,6 +13,7 @@ from toco_train.data.source import Sample, with_masks
 from toco_train.evaluation.evaluate import evaluate
 from toco_train.models.toco import ToCo
 from toco_train.runs.layout import CONFIG_FILE
+from toco_train.runs.load import best_device
 from toco_train.runs.source import open_run_source
 
 SCORED_IMAGES = 200
@@ -37,7 +36,7 @@ def score_sizes(run: Path, model: ToCo, sizes: Sequence[Size], progress: Callabl
         DataError: The data is not here, is of other classes, cannot be read or has no masks.
     """
     config = load_config(None, run / CONFIG_FILE, {})
-    source = open_run_source(config, run, None, no_class=None, group_by=None)
+    source = open_run_source(config, run, {})
     samples = evenly_spaced(with_masks(source.val), SCORED_IMAGES)
     served, own = (_miou(model, samples, chosen, config, progress) for chosen in (sizes, model.sizes))
     return SizeScores(served=served, run=own, num_images=len(samples))
@@ -54,7 +53,7 @@ def _miou(
     home = next(model.parameters()).device
     try:
         evaluation = evaluate(
-            model.to("cuda" if torch.cuda.is_available() else "cpu"),
+            model.to(best_device()),
             samples,
             scales=(1.0,),
             background_threshold=config.cam.background,

@@ -8,17 +8,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from tritonclient import grpc
-
 from toco_core.errors import ConfigError, TocoError
 from toco_core.palette import UInt8Array
 from toco_serve.client.answer_formats import AnswerFormat, check_answer_format
 from toco_serve.client.connection import DEFAULT_URL, Tls, channel_arguments
 from toco_serve.client.images import ImageInput
-from toco_serve.client.protocol import Conversation, connect
+from toco_serve.client.protocol import connect
 from toco_serve.client.retry import Retry
 from toco_serve.client.segmentation import Outcome, Segmentation
-from toco_serve.client.shared_memory import SharedMemoryPool
 from toco_serve.client.steps import Call, Exchange, Step, T, Work
 from toco_serve.errors import UnreachableError
 
@@ -56,6 +53,12 @@ class Client:
         answer_format: AnswerFormat = "raw",
         shared_memory: bool = False,
     ) -> None:
+        # gRPC is slow to import: only who connects to a server waits for it.
+        from tritonclient import grpc  # noqa: PLC0415
+
+        from toco_serve.client.protocol import Conversation  # noqa: PLC0415
+        from toco_serve.client.shared_memory import SharedMemoryPool  # noqa: PLC0415
+
         check_answer_format(answer_format)
         self.url = url
         self._triton = grpc.InferenceServerClient(**channel_arguments(url, tls))

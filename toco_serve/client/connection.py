@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from toco_core.errors import ConfigError
 
 DEFAULT_URL = "localhost:8001"
@@ -55,6 +53,8 @@ def _credentials(tls: Tls) -> Any:
     """Read the files of ``tls``."""
     if (tls.private_key is None) != (tls.certificate_chain is None):
         raise ConfigError("a client's private key and its certificate belong together; give both, or neither")
+    import grpc  # noqa: PLC0415  (slow to import, and only needed here)
+
     return grpc.ssl_channel_credentials(
         root_certificates=_content(tls.root_certificates),
         private_key=_content(tls.private_key),

@@ -7,20 +7,21 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
-from toco_core.cli import CommandParser, print_error, run_command
-from toco_core.errors import ConfigError, TocoError
-from toco_core.files import write_atomic
+from toco_core.cli import CommandParser, print_error, progress_bars, run_command
+from toco_core.errors import ConfigError, DataError, TocoError
+from toco_core.files import make_output_folder, write_atomic
 from toco_serve.client.answer_formats import OUTPUTS
 from toco_serve.client.client import DEFAULT_TIMEOUT_S, REQUESTS_IN_FLIGHT, Client
 from toco_serve.client.connection import DEFAULT_URL, Tls
+from toco_serve.client.images import encoded
 from toco_serve.client.segmentation import Segmentation
 from toco_serve.commands.image_files import Prediction, plan
 from toco_serve.errors import UnreachableError
@@ -50,7 +51,7 @@ class Outputs:
 
 @run_command(PROG)
 def main(argv: Sequence[str] | None = None) -> int:
-    """Segment everything that is named; a bad file does not stop the others, but gives status 1."""
+    """Segment all given images; one that fails does not stop the others, but gives status 1."""
     arguments = _parser().parse_args(argv)
     outputs = Outputs(not arguments.no_masks, not arguments.no_overlays, arguments.rle)
     with Client(
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer_format=arguments.answer_format,
     ) as client:
         predictions = plan(arguments.images, arguments.out)
-        _make_folder(arguments.out)
+        make_output_folder(arguments.out)
         entries, failures = predict_all(client, predictions, outputs, in_flight=arguments.in_flight)
         summary = {"classes": client.classes, "images": entries, "failed": failures}
     write_atomic(arguments.out / SUMMARY_FILE, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
@@ -74,37 +75,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict_all(
     client: Client, predictions: Sequence[Prediction], outputs: Outputs, *, in_flight: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Segment the images, several at a time, and write what is asked for.
+    """Segment the images, several at a time, and write what is asked for. Each file is read once.
 
     Returns:
-        An entry for each image that was segmented and one with a sentence for each that was not, both in the images'
-        order. A server that went away ends the second: nothing after that image was asked for.
+        An entry for each image that was segmented, and one with an error for each that was not, both in the images'
+        order. If the server goes away, the images after that one are in neither.
     """
     entries: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        outcomes = client.segment_many((prediction.source for prediction in predictions), in_flight=in_flight)
-        for prediction in progress.track(predictions, description="segmenting"):
+    failures: dict[Prediction, str] = {}
+    asked: deque[tuple[Prediction, bytes]] = deque()
+
+    def contents() -> Iterator[bytes]:
+        for prediction in predictions:
             try:
-                outcome = next(outcomes)
-                if outcome.segmentation is None:
-                    raise outcome.error or AssertionError
-                entries.append(write(prediction, outcome.segmentation, outputs))
-            except UnreachableError as error:
-                failures.append({"image": str(prediction.source), "error": str(error)})
-                break
-            except TocoError as error:
-                failures.append({"image": str(prediction.source), "error": str(error)})
-    return entries, failures
+                content = encoded(prediction.source)
+            except DataError as error:
+                failures[prediction] = str(error)
+            else:
+                asked.append((prediction, content))
+                yield content
+
+    with progress_bars(Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("segmenting", total=len(predictions))
+        try:
+            for outcome in client.segment_many(contents(), in_flight=in_flight):
+                prediction, content = asked.popleft()
+                try:
+                    if outcome.segmentation is None:
+                        raise outcome.error or AssertionError
+                    entries.append(write(prediction, content, outcome.segmentation, outputs))
+                except TocoError as error:
+                    failures[prediction] = _naming(prediction, error)
+                progress.update(task, completed=len(entries) + len(failures))
+        except UnreachableError as error:
+            failures[asked[0][0]] = str(error)
+    return entries, [{"image": str(p.source), "error": failures[p]} for p in predictions if p in failures]
 
 
-def write(prediction: Prediction, segmentation: Segmentation, outputs: Outputs) -> dict[str, Any]:
+def _naming(prediction: Prediction, error: TocoError) -> str:
+    """Return an error's sentence; if it is about the image, with the file's name."""
+    named = not isinstance(error, DataError) or str(prediction.source) in str(error)
+    return str(error) if named else f"{prediction.source}: {error}"
+
+
+def write(prediction: Prediction, content: bytes, segmentation: Segmentation, outputs: Outputs) -> dict[str, Any]:
     """Write mask and overlay of one image and return its entry in the summary.
 
     Raises:
-        DataError: The image cannot be read any more.
+        DataError: The image cannot be decoded.
         ConfigError: A file cannot be written.
     """
     height, width = segmentation.mask.shape
@@ -117,26 +135,16 @@ def write(prediction: Prediction, segmentation: Segmentation, outputs: Outputs) 
         if outputs.overlays:
             entry["overlay"] = str(prediction.output(".overlay.jpg"))
             buffer = io.BytesIO()
-            segmentation.overlay(prediction.source).save(buffer, format="JPEG", quality=OVERLAY_QUALITY)
+            segmentation.overlay(content).save(buffer, format="JPEG", quality=OVERLAY_QUALITY)
             write_atomic(Path(entry["overlay"]), buffer.getvalue())
     except OSError as error:
-        raise ConfigError(f"{prediction.source}: {_cannot_write(prediction.target, error)}") from error
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"{prediction.source}: cannot write {prediction.target} ({reason}); make room or give another --out"
+        ) from error
     if outputs.rle:
         entry["rle"] = segmentation.rles()
     return entry
-
-
-def _make_folder(out: Path) -> None:
-    """Make the folder to write to, before anything is asked."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(_cannot_write(out, error)) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    """Say that something cannot be written, and why."""
-    return f"cannot write {path}: {(error.strerror or str(error)).lower()}; give another --out, or make room"
 
 
 def _tls(arguments: argparse.Namespace) -> Tls | None:
@@ -167,18 +175,18 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--no-masks", action="store_true", help="write no masks (palette PNG)")
     parser.add_argument("--no-overlays", action="store_true", help="write no overlays (JPEG)")
-    parser.add_argument("--rle", action="store_true", help=f"write COCO run lengths into {SUMMARY_FILE}")
+    parser.add_argument("--rle", action="store_true", help=f"write masks as COCO run lengths into {SUMMARY_FILE}")
     parser.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help="the server's gRPC address")
-    seconds = "seconds to wait for one answer"
+    seconds = "longest wait for one answer, in seconds"
     parser.add_argument("--timeout", type=_positive(float), default=DEFAULT_TIMEOUT_S, metavar="S", help=seconds)
-    at_once = "requests that wait for the server at once"
-    parser.add_argument("--in-flight", type=_positive(int), default=REQUESTS_IN_FLIGHT, metavar="N", help=at_once)
-    form = "how answers travel (default: raw); png and rle are for slow networks"
+    in_flight = "number of requests to keep in flight"
+    parser.add_argument("--in-flight", type=_positive(int), default=REQUESTS_IN_FLIGHT, metavar="N", help=in_flight)
+    form = "encoding of the answers; png and rle are for slow networks"
     parser.add_argument("--answer-format", choices=OUTPUTS, default="raw", help=form)
-    parser.add_argument("--tls", action="store_true", help="encrypt the connection; implied by the files below")
+    parser.add_argument("--tls", action="store_true", help="encrypt the connection; the files below imply it")
     for name, meaning in (
-        ("root-certificates", "who signs the server's certificate (default: whom the system trusts)"),
-        ("private-key", "this client's key, for a server that asks who it is"),
+        ("root-certificates", "certificate that signed the server's (default: those that the system trusts)"),
+        ("private-key", "this client's key, for a server that asks for one (mTLS)"),
         ("certificate", "this client's certificate"),
     ):
         parser.add_argument(f"--{name}", type=Path, metavar="PEM", help=meaning)

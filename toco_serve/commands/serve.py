@@ -1,4 +1,4 @@
-"""``toco-serve``: serve a model repository on this machine, and say how that goes."""
+"""``toco-serve``: serve a model repository on this machine, and show the status of a server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POLL_S = 0.5
 
 @run_command(PROG)
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM, which are the ordinary ways to end it: status 0; or say what is served."""
+    """Serve until Ctrl-C or SIGTERM (status 0), or show the status of a running server."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["status"]:
         return show_status(_status_parser().parse_args(given[1:]))
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(repository: Path, arguments: argparse.Namespace) -> int:
-    """Serve a repository; SIGHUP lets what it holds then take the place of what is served."""
+    """Serve a repository; SIGHUP replaces the served models by those in the repository."""
     for number in (signal.SIGTERM, signal.SIGINT):  # a script's background job starts with SIGINT ignored
         signal.signal(number, _interrupt)
     renewal = threading.Event()
@@ -82,7 +82,7 @@ def serve(repository: Path, arguments: argparse.Namespace) -> int:
 
 
 def show_status(arguments: argparse.Namespace) -> int:
-    """Print what a running server says of its models; status 1 where it is not ready."""
+    """Print the status of a running server and its models; return 1 if it is not ready."""
     ports = Ports(http=arguments.http_port, metrics=arguments.metrics_port)
     status = server_status(ports, arguments.watch)
     if arguments.json:
@@ -99,18 +99,18 @@ def find_repository(folder: Path) -> Path:
 
 
 def _renew(server: EmbeddedTriton, console: Console) -> None:
-    """Roll out what the repository holds now; what was served is served on where that fails."""
+    """Serve the models that are in the repository now; if that fails, keep the current ones."""
     try:
         with console.status("starting Triton on the new models"):
             server.roll_out()
     except ServeError as error:
-        print_error(PROG, f"{error}; the former models are served on")
+        print_error(PROG, f"{error}; the current models stay in service")
     else:
         console.print(_panel(server))
 
 
 def _refuse_networks(arguments: argparse.Namespace) -> None:
-    """Refuse what would let other machines in, or seem to."""
+    """Refuse options that are for networks."""
     if arguments.host not in {LOOPBACK, "localhost"}:
         raise ServeError(
             f"the Triton of nvidia-pytriton lacks the security fixes since release 24.10 and serves {LOOPBACK} only, "
@@ -128,8 +128,9 @@ def _ports(arguments: argparse.Namespace) -> Ports:
 def _parser() -> CommandParser:
     """Describe the command line."""
     description = (
-        f"Serve a model repository with Triton on this machine ({LOOPBACK} only). '{PROG} status' says how a running "
-        "server does. SIGHUP rolls out what the repository holds by then; SIGTERM answers what is in hand and ends."
+        f"Serve a model repository with Triton on this machine ({LOOPBACK} only). '{PROG} status' shows the status of "
+        "a running server. SIGHUP replaces the models by those now in the repository; SIGTERM finishes the current "
+        "requests and stops."
     )
     parser = CommandParser(PROG, description)
     parser.add_argument(
@@ -138,31 +139,51 @@ def _parser() -> CommandParser:
         type=Path,
         default=Path(),
         metavar="REPOSITORY",
-        help="model repository that toco-export wrote, or the run folder that it lies in",
+        help="model repository that toco-export wrote, or the run folder that it is in",
     )
-    parser.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="any other is refused")
-    for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
-        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help="0 for any free one")
-    parser.add_argument("--ready-timeout", type=float, default=120.0, metavar="S", help="seconds that loading may take")
     parser.add_argument(
-        "--log", type=Path, metavar="FILE", help="where Triton's own log goes; the last one becomes FILE.1"
+        "--host", default=LOOPBACK, metavar="ADDRESS", help="address to listen on; all others are refused"
     )
-    sharing = "let programs of this machine hand over tensors in shared memory"
+    for name, port in (("grpc", 8001), ("http", 8000), ("metrics", 8002)):
+        parser.add_argument(
+            f"--{name}-port", type=int, default=port, metavar="PORT", help="port to listen on; 0: any free one"
+        )
+    parser.add_argument(
+        "--ready-timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="longest time for loading the models, in seconds",
+    )
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="file for Triton's own log; the previous one becomes FILE.1"
+    )
+    sharing = "accept tensors in shared memory from programs on this machine"
     parser.add_argument("--shared-memory", action="store_true", help=sharing)
-    container = "print the commands that serve from NVIDIA's container, for production, and end"
+    container = "print the commands that serve from NVIDIA's container, for production, and exit"
     parser.add_argument("--docker", nargs="?", choices=("gpu", "cpu"), const="gpu", help=container)
-    certificates = "with --docker: server.pem and server.key, and ca.pem to ask clients for certificates"
+    certificates = (
+        "with --docker: folder with server.pem and server.key, and with ca.pem to ask clients for certificates"
+    )
     parser.add_argument("--tls", type=Path, metavar="DIR", help=certificates)
     return parser
 
 
 def _status_parser() -> CommandParser:
     """Describe the command line of ``toco-serve status``."""
-    parser = CommandParser(f"{PROG} status", "Say how a server of this machine does; status 1 where it is not ready.")
+    parser = CommandParser(
+        f"{PROG} status", "Show the status of a server on this machine; exits with status 1 if it is not ready."
+    )
     for name, port in (("http", 8000), ("metrics", 8002)):
-        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help="where it listens")
-    parser.add_argument("--watch", type=float, default=1.0, metavar="S", help="seconds over which images are counted")
-    parser.add_argument("--json", action="store_true", help="for programs")
+        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help="port that it listens on")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="time over which images per second are measured, in seconds",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -172,7 +193,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _status_table(status: ServerStatus) -> Table:
-    """Lay a status out for people."""
+    """Return a status as a table."""
     title = f"Triton {status.version}: {'ready' if status.ready else 'not ready'}"
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     for column in ("model", "ver.", "ready", "waiting", "answered", "failed", "images/s", "p50 ms", "p99 ms"):
@@ -186,7 +207,7 @@ def _status_table(status: ServerStatus) -> Table:
 
 
 def _panel(server: EmbeddedTriton) -> Panel:
-    """Say what is served, where, and what to type next."""
+    """Return what is served, where, and what to type next."""
     manifest = server.manifest
     table = Table.grid(padding=(0, 2))
     rows = {

@@ -1,51 +1,36 @@
 """The command ``toco-analyze``: the paper's two figures, for any run or plain backbone on any data."""
 
+# ruff: noqa: PLC0415  (torch is imported when work begins, so that --help is fast)
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import timm
-import torch
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from toco_core.charts import save_figure
-from toco_core.cli import CommandParser, run_command
-from toco_core.config import nearest
-from toco_core.errors import ConfigError, DataError, RunError
-from toco_core.files import write_atomic
+from toco_core.cli import CommandParser, progress_bars, run_command
+from toco_core.errors import ConfigError, DataError
+from toco_core.files import make_output_folder
+from toco_core.flags import given_settings
 from toco_core.sampling import evenly_spaced
-from toco_train.analysis.figures import patch_figure, similarity_chart
-from toco_train.analysis.token_similarity import (
-    BlockSimilarity,
-    PlaceInImage,
-    Point,
-    Subject,
-    look_at,
-    run_subject,
-    similarity_by_block,
-    timm_subject,
-    token_at,
-)
+from toco_core.text import nearest
 from toco_train.commands.data_flags import add_data_flags
-from toco_train.commands.display import progress_bars
-from toco_train.config import DataConfig, load_config
-from toco_train.data.opening import open_source
-from toco_train.data.source import DataSource, Sample
+from toco_train.config import DataConfig, TrainConfig, load_config
 from toco_train.runs.layout import ANALYSIS_FOLDER, CONFIG_FILE
-from toco_train.runs.load import load_run
-from toco_train.runs.source import open_run_source, require_classes
+
+if TYPE_CHECKING:
+    import torch
+
+    from toco_train.analysis.token_similarity import BlockSimilarity, Point, Subject
+    from toco_train.data.source import DataSource, Sample
 
 PROG = "toco-analyze"
-BLOCKS_STEM, PATCHES_STEM = "token_similarity", "patch_similarity"
-BATCH_SIZE = 4
+_BATCH_SIZE = 4
 _PLACES = 4  # rows of the second figure, where none is chosen
 
 
@@ -53,97 +38,72 @@ _PLACES = 4  # rows of the second figure, where none is chosen
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``toco-analyze``."""
     arguments = _parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    import torch
+
+    from toco_train.analysis.saving import save_figures
+    from toco_train.analysis.token_similarity import look_at, similarity_by_block
+    from toco_train.runs.load import best_device
+
     torch.manual_seed(0)  # the random weights of --no-pretrained are the same each time
-    subjects = _subjects(arguments, device)
+    subjects = _subjects(arguments, best_device())
     source = _source(arguments, subjects)
     samples: tuple[Sample, ...] = getattr(source, arguments.split)
     if not samples:
         raise DataError(f"{source.path} has no image in the split {arguments.split!r}; give another --split")
     chosen = _chosen(arguments.show, samples)
     measured = evenly_spaced(samples, arguments.images)
-    folder = _made(arguments)
+    folder = _output_folder(arguments)
 
     console = Console()
     with progress_bars(console) as progress:
         task = progress.add_task("analysing", total=len(measured) * len(subjects) + len(chosen))
         curves = [
-            similarity_by_block(subject, measured, BATCH_SIZE, lambda images: progress.advance(task, images))
+            similarity_by_block(subject, measured, _BATCH_SIZE, lambda images: progress.advance(task, images))
             for subject in subjects
         ]
         places = []
         for sample, point in chosen:
             places.append(look_at(subjects, sample, point))
             progress.advance(task)
-    try:
-        paths = [
-            *_save(folder / BLOCKS_STEM, similarity_chart(curves), block_rows(curves)),
-            *_save(folder / PATCHES_STEM, patch_figure(places, source.classes), patch_rows(places)),
-        ]
-    except OSError as error:
-        raise RunError(f"cannot write to {folder} ({error.strerror}); give another --out") from error
+    paths = save_figures(folder, curves, places, source.classes)
     console.print(_table(curves))
     for path in paths:
         console.print(str(path), highlight=False, soft_wrap=True, markup=False)
     return 0
 
 
-def block_rows(curves: Iterable[BlockSimilarity]) -> Iterable[Sequence[object]]:
-    """Yield the numbers of the first figure: a heading, then a row for each network and block."""
-    yield "network", "block", "after_final_norm", "mean", "standard_deviation", "images"
-    for curve in curves:
-        for index, (mean, spread_) in enumerate(zip(curve.mean, curve.spread, strict=True)):
-            block = min(index + 1, curve.num_blocks)
-            yield curve.name, block, int(index == curve.num_blocks), f"{mean:.6f}", f"{spread_:.6f}", len(curve.values)
-
-
-def patch_rows(places: Iterable[PlaceInImage]) -> Iterable[Sequence[object]]:
-    """Yield the numbers of the second figure: a heading, then a row for each network, place and token.
-
-    The CAM of a token is that at its centre; it is empty where there is none.
-    """
-    yield "network", "image", "x", "y", "row", "column", "similarity", "cam"
-    for place in places:
-        x, y = place.point
-        for view in place.views:
-            height, width = view.similarity.shape
-            for row in range(height):
-                for column in range(width):
-                    cam = ""
-                    if view.cam is not None:
-                        centre = (column + 0.5) / width, (row + 0.5) / height
-                        cam = f"{view.cam[token_at(centre, *view.cam.shape)]:.6f}"
-                    yield (view.name, place.sample.name, f"{x:.4f}", f"{y:.4f}", row, column,
-                           f"{view.similarity[row, column]:.6f}", cam)  # fmt: skip
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = CommandParser(
         PROG,
-        "Draw how alike the patch tokens of networks become from block to block (over-smoothing), and, for places in "
-        "images, each network's CAM and the similarity of its tokens to the one there; PNG, SVG and CSV.",
+        "Draw two figures, as PNG, SVG and CSV: how similar the patch tokens of networks become from block to block "
+        "(over-smoothing), and, for places in images, each network's CAM and the similarity of its tokens to the one "
+        "there.",
     )
-    parser.add_argument("networks", nargs="+", metavar="RUN|TIMM_ID", help="run folder of toco-train, or plain timm "
-                        "backbone, which has no CAM; each is a line and some columns")  # fmt: skip
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="what the networks are called in the figures")
-    add_data_flags(parser)
+    parser.add_argument(
+        "networks", nargs="+", metavar="RUN|TIMM_ID", help="run folder of toco-train, or timm name of a plain "
+        "backbone, which has no CAM",
+    )  # fmt: skip
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the networks in the figures")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="which images")
     parser.add_argument(
         "--images", type=_count, default=100, metavar="N",
-        help="images that the similarity of each block is the mean of, evenly spread; 0: all",
+        help="number of images for the first figure, evenly spread; 0: all",
     )  # fmt: skip
     parser.add_argument(
         "--show", nargs="+", type=_place, metavar="IMAGE[@X,Y]",
         help="images of the split by name, and a place in them as shares of width and height, as a@0.5,0.25 (default: "
         "four tagged images, each where the CAMs of all networks together are strongest)",
     )  # fmt: skip
-    parser.add_argument("--size", type=_count, metavar="PX",
-                        help="side at which plain backbones see an image (default: each its own)")  # fmt: skip
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--no-pretrained", action="store_true", help="plain backbones have random weights")
-    start.add_argument("--weights", metavar="FILE", help="the plain backbone has the weights of a file")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help=f"where the figures go; default: {ANALYSIS_FOLDER} in the first run")  # fmt: skip
+                        help=f"folder of the figures (default: {ANALYSIS_FOLDER} in the first run)")  # fmt: skip
+    add_data_flags(parser)
+    plain = parser.add_argument_group("plain backbones")
+    plain.add_argument("--size", type=_count, metavar="PX",
+                       help="side of the images that they see (default: each its own)")  # fmt: skip
+    start = plain.add_mutually_exclusive_group()
+    start.add_argument("--no-pretrained", action="store_true", help="start from random weights")
+    start.add_argument("--weights", metavar="FILE", help="take the weights of a file; for one backbone")
     arguments = parser.parse_args(argv)
     if arguments.names is not None and len(arguments.names) != len(arguments.networks):
         parser.error(f"--names gives {len(arguments.names)} names for {len(arguments.networks)} networks")
@@ -187,6 +147,11 @@ def _subjects(arguments: argparse.Namespace, device: torch.device) -> list[Subje
         ConfigError: One is neither a folder nor known to timm, or the weights of one file are meant for several.
         RunError: A folder is no finished run, or a file of weights does not fit.
     """
+    import timm
+
+    from toco_train.analysis.token_similarity import run_subject, timm_subject
+    from toco_train.runs.load import load_run
+
     plain = [name for name in arguments.networks if not _is_folder(name)]
     for name in plain:
         if not timm.is_model(name.partition(".")[0]):
@@ -202,7 +167,7 @@ def _subjects(arguments: argparse.Namespace, device: torch.device) -> list[Subje
             subject = timm_subject(given, name, device, pretrained=not arguments.no_pretrained,
                                    weights=arguments.weights, image_size=arguments.size)  # fmt: skip
         else:
-            model = load_run(given).to(device)
+            model = load_run(given, device)
             subject = run_subject(model, name, load_config(None, Path(given) / CONFIG_FILE, {}).cam.scales)
         subjects.append(subject)
     return subjects
@@ -215,21 +180,19 @@ def _default_names(networks: Sequence[str]) -> list[str]:
 
 
 def _source(arguments: argparse.Namespace, subjects: Sequence[Subject]) -> DataSource:
-    """Open the data, and check that all networks of runs know its classes.
+    """Open the data, and check that the networks of all runs have its classes.
 
     Raises:
-        ConfigError: There is no run to take the data of, and none is given.
+        ConfigError: There is no run whose data it could be, and none is given.
         DataError: It cannot be opened, or has other classes.
     """
-    runs = _runs(arguments)
-    flags = {"no_class": arguments.no_class, "group_by": arguments.group_by}
-    if runs:
-        config = load_config(None, runs[0] / CONFIG_FILE, {})
-        source = open_run_source(config, runs[0], arguments.data, **flags)
-    elif arguments.data is None:
-        raise ConfigError("a plain backbone knows no data: give --data DIR")
-    else:
-        source = open_source(DataConfig(path=arguments.data, **flags), seed=0)
+    from toco_train.runs.source import open_run_source, require_classes
+
+    runs, given = _runs(arguments), given_settings(arguments, DataConfig)
+    if not runs and "path" not in given:
+        raise ConfigError("a plain backbone has no data of its own: give --data DIR")
+    config = load_config(None, runs[0] / CONFIG_FILE, {}) if runs else TrainConfig()
+    source = open_run_source(config, arguments.networks[0], given)
     for subject in subjects:
         if subject.model is not None:
             require_classes(source, subject.model.config.classes)
@@ -256,31 +219,18 @@ def _chosen(
     return [(by_name[name], point) for name, point in asked]
 
 
-def _made(arguments: argparse.Namespace) -> Path:
-    """Make the folder of the figures: if it cannot be written, the user hears of it before the work is done.
+def _output_folder(arguments: argparse.Namespace) -> Path:
+    """Make the folder of the figures.
 
     Raises:
-        ConfigError: There is no run to put them in, and no folder is given.
-        RunError: It cannot be made.
+        ConfigError: It cannot be made, or none is given and there is no run to put them in.
     """
     runs = _runs(arguments)
     if arguments.out is None and not runs:
         raise ConfigError("there is no run to put the figures in: give --out DIR")
     folder: Path = arguments.out or runs[0] / ANALYSIS_FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder} ({error.strerror}); give another --out") from error
+    make_output_folder(folder)
     return folder
-
-
-def _save(stem: Path, figure: Figure, rows: Iterable[Sequence[object]]) -> list[Path]:
-    """Write a figure and its numbers."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    table = stem.with_name(f"{stem.name}.csv")
-    write_atomic(table, buffer.getvalue())
-    return [*save_figure(figure, stem), table]
 
 
 def _table(curves: Sequence[BlockSimilarity]) -> Table:

@@ -1,5 +1,6 @@
 """The command ``toco-data``: look at a data set before training on it."""
 
+# ruff: noqa: PLC0415  (the readers are imported when work begins, so that --help is fast)
 from __future__ import annotations
 
 import argparse
@@ -7,21 +8,23 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from toco_core.cli import CommandParser, run_command
+from toco_core.cli import CommandParser, progress_bars, run_command
 from toco_core.config import parse_config
 from toco_core.errors import ConfigError, DataError
 from toco_core.files import write_atomic
+from toco_core.flags import add_setting, given_settings
 from toco_core.text import percent
 from toco_train.config import DataConfig
-from toco_train.data.check import CheckReport, Finding, Severity, examine_all, report
-from toco_train.data.opening import open_source
+
+if TYPE_CHECKING:
+    from toco_train.data.check import CheckReport, Finding, Severity
 
 PROG = "toco-data"
 EXIT_WOULD_FAIL = 1
@@ -34,23 +37,17 @@ _STYLES: dict[Severity, str] = {"stop": "bold red", "look": "yellow", "fine": "g
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``toco-data``; return 0, or 1 if training would fail."""
     arguments = _parse(argv)
-    config = parse_config(
-        DataConfig,
-        {
-            "path": arguments.source,
-            "no_class": arguments.no_class,
-            "group_by": arguments.group_by,
-            "val_fraction": arguments.val_fraction,
-            "coco_year": arguments.coco_year,
-        },
-        "the command line",
-    )
+    config = parse_config(DataConfig, given_settings(arguments, DataConfig), "the command line")
+    from toco_train.data.check import examine_all, report
+    from toco_train.data.opening import open_source
+
     source = open_source(config, seed=arguments.seed, allow_missing=True)
     examined = examine_all(source, tiny_px=arguments.tiny, num_workers=arguments.workers)
-    total = len(source.train) + len(source.val)
-    screen = Console(stderr=True)
-    progress = track(examined, "reading", total=total, console=screen, transient=True, disable=not screen.is_terminal)
-    found = report(source, list(progress), tiny_px=arguments.tiny)
+    with progress_bars(Console(stderr=True), transient=True) as progress:
+        total = len(source.train) + len(source.val)
+        found = report(
+            source, list(progress.track(examined, total=total, description="reading")), tiny_px=arguments.tiny
+        )
     console = Console()
     for part in _rendered(found):
         console.print(part)
@@ -64,23 +61,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = CommandParser(PROG, "Look at a data set before training on it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    about = "Read every image of a data set once and report what training would stop at and what deserves a look."
+    about = "Read every image of a data set once; report what would stop training and what deserves a look."
     check = commands.add_parser("check", description=about, help="read every image once and report what was found")
-    check.add_argument("source", metavar="SOURCE", help="VOC devkit, COCO, images/ with labels.csv, or class folders")
-    check.add_argument("--no-class", metavar="NAME", help="sub-folder or class that means that nothing is there")
-    check.add_argument("--group-by", metavar="REGEX", help="files with the same match stay in one split")
+    check.add_argument("path", metavar="SOURCE", help="VOC devkit, COCO, images/ with labels.csv, or class folders")
+    for name in ("no_class", "group_by", "val_fraction", "coco_year"):
+        add_setting(check, DataConfig, name)
+    check.add_argument("--seed", type=int, default=0, metavar="INT", help="seed of the split, as for training")
+    check.add_argument("--tiny", type=int, default=32, metavar="PX", help="an image with a shorter side is called tiny")
     check.add_argument(
-        "--val-fraction",
-        type=float,
-        default=0.2,
-        metavar="SHARE",
-        help="share held back where the data has no split of its own",
+        "--workers", type=int, default=min(os.cpu_count() or 1, 8), metavar="N", help="threads that read images"
     )
-    check.add_argument("--coco-year", type=int, metavar="YEAR", help="which COCO, where the folder holds several years")
-    check.add_argument("--seed", type=int, default=0, help="seed of the split, as for training")
-    check.add_argument("--tiny", type=int, default=32, metavar="PX", help="call an image with a shorter side tiny")
-    check.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="threads that read")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there, every name in it")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there, with every name")
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         raise ConfigError(f"--workers is {arguments.workers}, expected 1 or more")
@@ -170,8 +161,8 @@ def _verdict(found: CheckReport, config: DataConfig, seed: int) -> Text:
     flags = {
         "--no-class": config.no_class,
         "--group-by": config.group_by,
-        "--data.val_fraction": None if config.val_fraction == DataConfig().val_fraction else config.val_fraction,
-        "--data.coco_year": config.coco_year,
+        "--data.val-fraction": None if config.val_fraction == DataConfig().val_fraction else config.val_fraction,
+        "--data.coco-year": config.coco_year,
         "--seed": seed or None,
     }
     given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]

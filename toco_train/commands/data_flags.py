@@ -1,12 +1,15 @@
-"""Flags that commands share."""
+"""Flags that several commands share."""
 
 from __future__ import annotations
 
-import argparse
+from toco_core.cli import CommandParser
+from toco_core.flags import add_setting
+from toco_train.config import DataConfig
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Give a command the flags ``--data``, ``--no-class`` and ``--group-by``."""
-    parser.add_argument("--data", metavar="DIR", help="data set; default: the one that the run was trained on")
-    parser.add_argument("--no-class", metavar="NAME", help="folder or class that means that nothing is in the image")
-    parser.add_argument("--group-by", metavar="REGEX", help="files with the same match are in one split")
+def add_data_flags(parser: CommandParser) -> None:
+    """Give a command that uses a run the flags ``--data``, ``--no-class`` and ``--group-by`` of ``DataConfig``."""
+    data = "data set to use, if not the one that the run was trained on"
+    add_setting(parser, DataConfig, "path", "--data", help=data)
+    add_setting(parser, DataConfig, "no_class")
+    add_setting(parser, DataConfig, "group_by")

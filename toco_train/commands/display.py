@@ -1,30 +1,26 @@
-"""How a run shows on the terminal."""
+"""How training and scores are shown on the terminal."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.table import Table
 from rich.text import Text
 
-from toco_train.data.source import DataSource
-from toco_train.evaluation.evaluate import Evaluation
-from toco_train.training.checkpoint import Progress
+from toco_core.cli import progress_bars
+from toco_core.text import percent
 
+if TYPE_CHECKING:
+    import torch
 
-def progress_bars(console: Console) -> Bars:
-    """Return bars with count, time so far and time to go."""
-    return Bars(
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    from toco_train.data.source import DataSource
+    from toco_train.evaluation.evaluate import Evaluation
+    from toco_train.training.checkpoint import Progress
 
 
 class TrainingDisplay:
@@ -46,10 +42,10 @@ class TrainingDisplay:
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
         if self.source is not None and not self._console.is_terminal:
-            self._console.print()  # Live leaves the last line open
+            self._console.print()  # Live does not end its last line
 
     def started(self, source: DataSource, device: torch.device, progress: Progress) -> None:
-        """Say what is trained on what, and from where on."""
+        """Print the data, the device, and the step that training starts from."""
         self.source = source
         self._bars.reset(self._steps, completed=progress.step)  # else ETA counts them as made now
         self._console.print(
@@ -81,3 +77,21 @@ class TrainingDisplay:
             f"segmentation {evaluation.seg.mean_iou:.3f}  ({evaluation.num_images} images)",
             highlight=False,
         )
+
+
+def evaluation_table(evaluation: Evaluation, classes: Sequence[str]) -> Table:
+    """Return IoU and average precision of every class as a table, in per cent, at most 80 columns wide."""
+    table = Table(title=f"IoU in %, {evaluation.num_images} images", box=box.SIMPLE_HEAD)
+    table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=20)
+    for name in ("IoU\nCAM", "IoU\naux CAM", "IoU\nsegm.", "boundary\nsegm.", "AP of\nhead", "AP of\naux head"):
+        table.add_column(name, justify="right", no_wrap=True)
+    masks, heads = (evaluation.cam, evaluation.aux_cam, evaluation.seg), (evaluation.cls, evaluation.aux_cls)
+    for label, name in enumerate(("background", *classes)):
+        values = [scores.iou[label] for scores in masks] + [evaluation.seg.boundary_iou[label]]
+        values += [head.average_precision[label - 1] if label else math.nan for head in heads]
+        table.add_row(Text(name), *map(percent, values))
+    table.add_section()
+    means = [scores.mean_iou for scores in masks] + [evaluation.seg.mean_boundary_iou]
+    means += [head.mean_average_precision for head in heads]
+    table.add_row("mean", *map(percent, means), style="bold")
+    return table

@@ -1,5 +1,6 @@
 """The command ``toco-import``: turn a checkpoint that the authors of ToCo released into a run folder."""
 
+# ruff: noqa: PLC0415  (torch is imported when work begins, so that --help is fast)
 from __future__ import annotations
 
 import argparse
@@ -12,6 +13,7 @@ import yaml
 from toco_core.cli import CommandParser, run_command
 from toco_core.config import parse_config, read_yaml
 from toco_core.errors import ConfigError, RunError
+from toco_core.text import nearest
 
 if TYPE_CHECKING:
     from toco_train.config import ViTSpec
@@ -24,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Import a checkpoint; return the exit status."""
     args = _parse(argv)
     _check_out(args.out, overwrite=args.overwrite)
-    from toco_train.models.pretrained import read_state_dict  # noqa: PLC0415
-    from toco_train.runs.import_published import import_published, published_shape  # noqa: PLC0415  (so that --help comes at once)
+    from toco_train.models.pretrained import read_state_dict
+    from toco_train.runs.import_published import import_published, published_shape
 
     state_dict = read_state_dict(args.checkpoint)
     shape = published_shape(state_dict)
@@ -43,20 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = CommandParser(
         PROG, "Turn a published ToCo checkpoint (.pth) into a run folder to evaluate, label with and export."
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the .pth file; no code in it is run")
     parser.add_argument("out", type=Path, metavar="OUT", help="run folder to write")
     parser.add_argument(
-        "--backbone", metavar="NAME", help="timm name of the ViT; by default worked out from the shapes (ViT-B and "
-        "DeiT-B have the same and compute the same)",
+        "--backbone", metavar="NAME", help="timm name of the ViT, or the numbers of a small one (default: by the "
+        "shapes of the weights; those of ViT-B and DeiT-B are the same, and so is what they compute)",
     )  # fmt: skip
     parser.add_argument(
-        "--classes", metavar="FILE", help="class names: voc, coco, or a classes.yaml; by default VOC's for 20 classes, "
-        "COCO's for 80, else class_1, class_2, ...",
+        "--classes", metavar="FILE", help="class names: voc, coco, or a classes.yaml (default: VOC's for 20 classes, "
+        "COCO's for 80, else class_1, class_2, ...)",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that OUT holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUT")
     return parser.parse_args(argv)
 
 
@@ -66,12 +69,12 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     Raises:
         RunError: Something is there.
     """
-    from toco_train.runs.layout import CONFIG_FILE  # noqa: PLC0415
+    from toco_train.runs.layout import CONFIG_FILE
 
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / CONFIG_FILE).is_file():
-        raise RunError(f"{out} holds something that is no run; give another OUT")
+        raise RunError(f"{out} holds something that is not a run; give another OUT")
     if not overwrite:
         raise RunError(f"{out} holds a run already; give another OUT, or --overwrite to replace it")
 
@@ -82,7 +85,7 @@ def _backbone(text: str) -> str | ViTSpec:
     Raises:
         ConfigError: The numbers are none.
     """
-    from toco_train.config import ViTSpec  # noqa: PLC0415
+    from toco_train.config import ViTSpec
 
     if not text.lstrip().startswith("{"):
         return text
@@ -98,17 +101,31 @@ def _class_names(choice: str | None, number: int) -> tuple[str, ...]:
     Raises:
         ConfigError: The names cannot be read, or are not as many as the network has classes.
     """
-    from toco_train.data.classes import ClassList  # noqa: PLC0415
-    from toco_train.runs.import_published import KNOWN_CLASSES  # noqa: PLC0415
+    from toco_train.runs.import_published import KNOWN_CLASSES
 
     if choice is None:
         known = {len(names): names for names in KNOWN_CLASSES.values()}
         return known.get(number) or tuple(f"class_{label}" for label in range(1, number + 1))
-    names = KNOWN_CLASSES.get(choice) or parse_config(ClassList, read_yaml(Path(choice)), choice).classes
+    names = KNOWN_CLASSES.get(choice) or _read_classes(choice)
     if len(names) != number:
         raise ConfigError(f"--classes {choice} names {len(names)} classes, but the checkpoint has {number}; "
                           "give as many names as classes, in label order")  # fmt: skip
     return names
+
+
+def _read_classes(file: str) -> tuple[str, ...]:
+    """Read the names of a ``classes.yaml``.
+
+    Raises:
+        ConfigError: There is no such file, or it does not hold class names.
+    """
+    from toco_train.data.classes import ClassList
+    from toco_train.runs.import_published import KNOWN_CLASSES
+
+    if not Path(file).exists():
+        raise ConfigError(f"--classes {file} is neither {' nor '.join(KNOWN_CLASSES)} nor a file"
+                          f"{nearest(file, KNOWN_CLASSES)}")  # fmt: skip
+    return parse_config(ClassList, read_yaml(Path(file)), file).classes
 
 
 def _shortened(names: Sequence[str]) -> str:

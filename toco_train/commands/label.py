@@ -1,5 +1,6 @@
 """The command ``toco-label``: write pseudo labels that a segmenter can train on."""
 
+# ruff: noqa: PLC0415  (torch is imported when work begins, so that --help is fast)
 from __future__ import annotations
 
 import argparse
@@ -11,15 +12,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from toco_core.cli import CommandParser, run_command
+from toco_core.cli import CommandParser, progress_bars, run_command
 from toco_core.config import parse_config
 from toco_core.errors import DataError
+from toco_core.flags import add_setting, add_settings, given_settings
 from toco_core.palette import IGNORE_INDEX, UInt8Array
+from toco_train.config import PROTOCOLS, DataConfig, LabelConfig, TrainConfig, load_config
+from toco_train.runs.layout import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
-    from toco_train.config import TrainConfig
     from toco_train.data.source import DataSource, Sample
-    from toco_train.inference.pseudo_labels import LabelConfig
 
 PROG = "toco-label"
 EXIT_UNREADABLE = 1
@@ -29,23 +31,18 @@ EXIT_UNREADABLE = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Label a data set; return the exit status: 1 if an image could not be read."""
     args = _parse(argv)
-    import torch  # noqa: PLC0415  (so that --help comes at once)
+    from toco_core.manifest import sha256_of
+    from toco_train.inference.label_folder import LabelFolder, LabelRecord, label_all
+    from toco_train.inference.pseudo_labels import Labeller
+    from toco_train.method.crf import require_crf
+    from toco_train.runs.load import load_run
 
-    from toco_core.manifest import sha256_of  # noqa: PLC0415
-    from toco_train.commands.display import progress_bars  # noqa: PLC0415
-    from toco_train.config import load_config  # noqa: PLC0415
-    from toco_train.inference.label_folder import LabelFolder, LabelRecord, label_all  # noqa: PLC0415
-    from toco_train.inference.pseudo_labels import Labeller  # noqa: PLC0415
-    from toco_train.method.crf import require_crf  # noqa: PLC0415
-    from toco_train.runs.layout import CONFIG_FILE, WEIGHTS_FILE  # noqa: PLC0415
-    from toco_train.runs.load import load_run  # noqa: PLC0415
-
-    model = load_run(args.run)
+    model = load_run(args.run, device="auto")
     config = load_config(None, args.run / CONFIG_FILE, {})
     settings = _settings(args, config)
     if settings.refine == "crf":
         require_crf()
-    source = _open_source(args, config, model.config.classes)
+    source = _open_source(args, config)
     splits = _splits(source, args.split)
     record = LabelRecord(
         weights=sha256_of(args.run / WEIGHTS_FILE),
@@ -55,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings=settings,
     )
     folder = LabelFolder(args.out.resolve(), record, source.class_list, overwrite=args.overwrite)
-    labeller = Labeller(model.to("cuda" if torch.cuda.is_available() else "cpu"), settings)
+    labeller = Labeller(model, settings)
 
     summary, failures = Summary(source.classes), list[str]()
     labelled: list[Sample] = []
@@ -125,30 +122,26 @@ class Summary:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = CommandParser(
         PROG,
-        "Write a pseudo label for each image of a data set: a palette PNG of the image's own size, "
-        "255 where the network is unsure, and its confidence. A run that was interrupted goes on where it stopped.",
+        "Write a pseudo label for each image of a data set: a palette PNG of the image's own size, 255 where the "
+        "network is unsure, and its confidence. Run the same command again to continue after an interruption.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of toco-train or toco-import")
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="data set, as for toco-train --data")
+    parser.add_argument("path", metavar="SOURCE", help="data set, as for toco-train --data")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument(
-        "--from", dest="maps", choices=("cam", "seg"), default="cam", help="activation maps of the classes that an "
-        "image is tagged with, or the segmentation, which asks for no tags",
-    )  # fmt: skip
-    parser.add_argument("--refine", choices=("par", "crf", "none"), default="par", help="how labels come to follow "
-                        "the edges of the image; crf needs the extra 'crf'")  # fmt: skip
     parser.add_argument("--split", choices=("train", "val", "all"), default="train", help="which images")
-    parser.add_argument("--scales", type=float, nargs="+", metavar="S", help="sizes at which the network sees an "
-                        "image, each flipped too (default: cam those of the run, seg 1 1.25 1.5)")  # fmt: skip
-    parser.add_argument("--low", type=float, metavar="T", help="cam: background below it (default: the run's)")
-    parser.add_argument("--high", type=float, metavar="T", help="cam: foreground above it (default: the run's)")
-    parser.add_argument("--min-confidence", type=float, default=0.7, metavar="P",
-                        help="seg: unsure below this probability")  # fmt: skip
-    parser.add_argument("--no-class", metavar="NAME", help="as for toco-train, where SOURCE is not its data")
-    parser.add_argument("--group-by", metavar="REGEX", help="as for toco-train, where SOURCE is not its data")
-    parser.add_argument("--overwrite", action="store_true", help="make the labels that OUT holds anew")
+    parser.add_argument("--overwrite", action="store_true", help="make the labels in OUT again")
+    for name in ("no_class", "group_by"):
+        add_setting(parser, DataConfig, name, default="the run's, if SOURCE is its data")
+    labels = parser.add_argument_group("labels")
+    add_setting(labels, LabelConfig, "maps", "--from")
+    seg = " ".join(f"{scale:g}" for scale in PROTOCOLS["published"].scales)
+    add_setting(labels, LabelConfig, "scales", default=f"the run's for cam, {seg} for seg")
+    for name in ("low", "high"):
+        add_setting(labels, LabelConfig, name, default="the run's")
+    add_settings(parser, LabelConfig, "refinement and confidence")
     return parser.parse_args(argv)
 
 
@@ -158,45 +151,23 @@ def _settings(args: argparse.Namespace, config: TrainConfig) -> LabelConfig:
     Raises:
         ConfigError: A number is out of range.
     """
-    from toco_train.inference.predict import PROTOCOLS, SegmentConfig  # noqa: PLC0415
-    from toco_train.inference.pseudo_labels import LabelConfig  # noqa: PLC0415
-
-    scales = args.scales or (config.cam.scales if args.maps == "cam" else PROTOCOLS["published"].scales)
-    values = {
-        "maps": args.maps,
-        "refine": args.refine,
-        "scales": parse_config(SegmentConfig, {"scales": scales}, "--scales").scales,
-        "low": config.cam.low if args.low is None else args.low,
-        "high": config.cam.high if args.high is None else args.high,
-        "min_confidence": args.min_confidence,
-    }
+    given = given_settings(args, LabelConfig)
+    scales = PROTOCOLS["published"].scales if given.get("maps") == "seg" else config.cam.scales
+    values = {"scales": scales, "low": config.cam.low, "high": config.cam.high, **given}
     return parse_config(LabelConfig, values, "the command line")
 
 
-def _open_source(args: argparse.Namespace, config: TrainConfig, classes: tuple[str, ...]) -> DataSource:
-    """Open the data, with the run's own settings if it is what the run was trained on.
+def _open_source(args: argparse.Namespace, config: TrainConfig) -> DataSource:
+    """Open the data, with the run's own settings if the run was trained on it.
 
     Raises:
         DataError: It cannot be opened, has other classes than the network, or OUT lies in it.
     """
-    from toco_train.config import DataConfig  # noqa: PLC0415
-    from toco_train.data.opening import open_source  # noqa: PLC0415
+    from toco_train.runs.source import open_run_source
 
-    path = args.source.expanduser().resolve()
-    own = bool(config.data.path) and Path(config.data.path).resolve() == path
-    data = config.data if own else DataConfig()
-    flags = {"no_class": args.no_class, "group_by": args.group_by}
-    given = {name: value for name, value in flags.items() if value is not None}
-    source = open_source(data.model_copy(update={"path": str(path), **given}), seed=config.seed)
-    if source.classes != classes:
-        hint = config.data.no_class
-        raise DataError(
-            f"{source.path} has the classes {', '.join(source.classes)}, but the network was trained on "
-            f"{', '.join(classes)}; label data with the same classes"
-            + (f" (the run was trained with --no-class {hint})" if hint and not own else "")
-        )
-    if args.out.resolve().is_relative_to(path):
-        raise DataError(f"OUT {args.out} lies inside SOURCE {args.source}, where it would be taken for data; "
+    source = open_run_source(config, args.run, given_settings(args, DataConfig))
+    if args.out.resolve().is_relative_to(source.path):
+        raise DataError(f"OUT {args.out} lies inside SOURCE {args.path}, where it would be read as data; "
                         "give a folder beside it")  # fmt: skip
     return source
 
@@ -216,7 +187,7 @@ def _splits(source: DataSource, choice: str) -> dict[str, tuple[Sample, ...]]:
 
 def _report(out: Path, summary: Summary, failures: Sequence[str]) -> None:
     """Print what was made, and what could not be."""
-    from toco_train.inference.label_folder import CONFIDENCE_FOLDER, MASKS_FOLDER, SHEET_FILE  # noqa: PLC0415
+    from toco_train.inference.label_folder import CONFIDENCE_FOLDER, MASKS_FOLDER, SHEET_FILE
 
     console = Console()
     console.print(summary.table())

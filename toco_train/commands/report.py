@@ -1,23 +1,18 @@
 """The command ``toco-report``: write the report of a run."""
 
+# ruff: noqa: PLC0415  (torch is imported when work begins, so that --help is fast)
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from toco_core.cli import CommandParser, run_command
+from toco_core.cli import CommandParser, progress_bars, run_command
+from toco_core.flags import given_settings
 from toco_train.commands.data_flags import add_data_flags
-from toco_train.commands.display import progress_bars
-from toco_train.config import load_config
-from toco_train.data.source import with_masks
-from toco_train.evaluation.evaluate import evaluate
-from toco_train.reports.run_report import write_report
+from toco_train.config import DataConfig, load_config
 from toco_train.runs.layout import CONFIG_FILE, REPORT_FILE
-from toco_train.runs.load import load_run
-from toco_train.runs.source import open_run_source
 
 PROG = "toco-report"
 
@@ -27,17 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``toco-report``."""
     parser = CommandParser(
         PROG,
-        f"Write {REPORT_FILE} into a run folder, as toco-train does at its end: curves, scores, images, time and "
-        "settings, in one page that needs no network. The network is scored anew where images have masks.",
+        f"Write {REPORT_FILE} into a run folder, as toco-train does at its end: one page with curves, scores, images, "
+        "times and settings, which needs no network. Where images have masks, the network is scored again.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of toco-train")
     add_data_flags(parser)
     arguments = parser.parse_args(argv)
-    model = load_run(arguments.run).to("cuda" if torch.cuda.is_available() else "cpu")
+    from toco_train.data.source import with_masks
+    from toco_train.evaluation.evaluate import evaluate
+    from toco_train.reports.run_report import write_report
+    from toco_train.runs.load import load_run
+    from toco_train.runs.source import open_run_source
+
+    model = load_run(arguments.run, device="auto")
     config = load_config(None, arguments.run / CONFIG_FILE, {})
-    source = open_run_source(
-        config, arguments.run, arguments.data, no_class=arguments.no_class, group_by=arguments.group_by
-    )
+    source = open_run_source(config, arguments.run, given_settings(arguments, DataConfig))
     console, evaluation = Console(), None
     if samples := with_masks(source.val):
         with progress_bars(console) as progress:

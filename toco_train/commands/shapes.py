@@ -1,5 +1,6 @@
 """``toco-shapes``: make the synthetic data set, in the layout of PASCAL VOC."""
 
+# ruff: noqa: PLC0415  (drawing is imported when work begins, so that --help is fast)
 from __future__ import annotations
 
 import argparse
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from toco_core.cli import CommandParser, run_command
 from toco_core.errors import ConfigError, DataError
-from toco_train.shapes.voc import RECIPE_FILE, Recipe, make_dataset
+from toco_train.shapes.config import RECIPE_FILE
 
 PROG = "toco-shapes"
 MIN_IMAGES = 10  # leaves two for validation
@@ -22,9 +23,12 @@ SIZE_STEP_PX = 16  # the largest patch size of the backbones
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the data set, unless it is already there; return the exit status."""
     args = _parse(argv)
-    recipe = _checked_recipe(args)
+    _check_numbers(args)
+    from toco_train.shapes.voc import Recipe, make_dataset
+
+    recipe = Recipe(images=args.images, size=args.size, seed=args.seed)
     out = args.out.resolve()
-    if _already_there(out, recipe):
+    if _already_there(out, recipe.model_dump(mode="json")):
         print(f"{args.out} already holds this data set: nothing to do")  # noqa: T201
         return 0
     make_dataset(out, recipe, num_workers=args.workers)
@@ -34,19 +38,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = CommandParser(PROG, "Make a synthetic data set for weakly supervised segmentation, in PASCAL VOC layout.")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to make; it must be new or empty")
     parser.add_argument(
-        "--images", type=int, default=1500, help="images in all: 80 %% for training, 20 %% for validation"
+        "--images",
+        type=int,
+        default=1500,
+        metavar="N",
+        help="number of images: 80 %% for training, 20 %% for validation",
     )
-    parser.add_argument("--size", type=int, default=96, help="side of the square images in pixels, a multiple of 16")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that draw")
+    parser.add_argument(
+        "--size", type=int, default=96, metavar="PX", help="side of the square images in pixels, a multiple of 16"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed; the same seed gives the same bytes")
+    parser.add_argument(
+        "--workers", type=int, default=min(os.cpu_count() or 1, 8), metavar="N", help="processes that draw"
+    )
     return parser.parse_args(argv)
 
 
-def _checked_recipe(args: argparse.Namespace) -> Recipe:
-    """Return what to make.
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers out of range.
 
     Raises:
         ConfigError: A number is out of range; the sentence names every one.
@@ -65,11 +78,10 @@ def _checked_recipe(args: argparse.Namespace) -> Recipe:
         problems.append(f"--workers is {args.workers}, expected 1 or more")
     if problems:
         raise ConfigError("; ".join(problems))
-    return Recipe(images=args.images, size=args.size, seed=args.seed)
 
 
-def _already_there(out: Path, recipe: Recipe) -> bool:
-    """Tell whether ``out`` holds exactly this data set.
+def _already_there(out: Path, wanted: dict[str, object]) -> bool:
+    """Tell whether ``out`` holds exactly the data set of a recipe.
 
     Raises:
         DataError: Something else is there.
@@ -86,7 +98,6 @@ def _already_there(out: Path, recipe: Recipe) -> bool:
         raise DataError(f"cannot read {out}: {error.strerror}; give another folder") from error
     except (OSError, ValueError):
         found = None
-    wanted = recipe.model_dump(mode="json")
     if found == wanted:
         return True
     raise DataError(f"{out} is not empty: {_describe(found, wanted)}; give another folder or remove this one")

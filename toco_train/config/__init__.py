@@ -1,5 +1,6 @@
-"""Every setting of a run in one schema, the presets, and how preset, file and flags are merged. Needs no torch."""
+"""Every setting in one schema, the presets, and how preset, file and flags are merged. Needs no torch."""
 
+from toco_train.config.inference import PROTOCOLS, LabelConfig, SegmentConfig
 from toco_train.config.loading import load_config, preset_names
 from toco_train.config.schema import (
     IMAGENET_MEAN,
@@ -22,17 +23,20 @@ from toco_train.config.schema import (
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "PROTOCOLS",
     "AugmentationConfig",
     "CamConfig",
     "CheckpointConfig",
     "ContrastConfig",
     "DataConfig",
     "EvaluationConfig",
+    "LabelConfig",
     "LossWeights",
     "ModelConfig",
     "OptimizerConfig",
     "Phase",
     "RegularizationConfig",
+    "SegmentConfig",
     "TrainConfig",
     "ViTSpec",
     "load_config",

@@ -7,8 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from toco_core.config import nearest, parse_config, read_yaml
+from toco_core.config import parse_config, read_yaml
 from toco_core.errors import ConfigError
+from toco_core.text import nearest
 from toco_train.config.schema import (
     TrainConfig,
 )

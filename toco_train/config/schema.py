@@ -1,12 +1,23 @@
-"""Every setting of a training run, with its default (the published recipe), its range and its meaning."""
+"""Every setting of a training run: default (the published recipe), range and meaning. Flags are made from it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from toco_core.config import FrozenModel
+
+SMALLEST_SCALE, LARGEST_SCALE = 0.25, 4.0
+
+
+def _in_range(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in scales):
+        raise ValueError(f"each scale must be between {SMALLEST_SCALE:g} and {LARGEST_SCALE:g}")
+    return scales
+
+
+Scales = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_in_range)]
 
 
 class ViTSpec(FrozenModel):
@@ -24,21 +35,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ModelConfig(FrozenModel):
-    """The network, and what must be known to use it: class names, normalisation, size."""
+    """The network, its classes, normalisation and image size."""
 
     backbone: str | ViTSpec = Field(
-        "vit_base_patch16_224.orig_in21k_ft_in1k", description="A timm name, or the numbers of a small ViT."
+        "vit_base_patch16_224.orig_in21k_ft_in1k",
+        title="NAME|YAML",
+        description="A timm name, or the numbers of a small ViT: {image_size: 96, patch_size: 8, width: 128, depth: 12,"
+        " num_heads: 4}.",
     )
     pretrained: bool = Field(True, description="Start from timm's weights (downloaded once).")
     weights: str | None = Field(
-        None, description="File of backbone weights to start from, not timm's: safetensors or a timm state dict."
+        None,
+        title="FILE",
+        description="File of backbone weights to start from, in place of timm's: safetensors or a timm state dict.",
     )
     aux_block: int = Field(-3, description="Block whose output feeds the auxiliary head; negative counts from the end.")
-    freeze_position_embedding: bool = Field(True, description="Keep the position embedding as it came.")
+    freeze_position_embedding: bool = Field(True, description="Do not train the position embedding.")
     decoder_channels: int = Field(512, gt=0, description="Channels of the segmentation decoder.")
     decoder_dilation: int = Field(5, gt=0, description="Dilation of its 3x3 convolutions, in tokens.")
     classes: tuple[str, ...] = Field((), description="Foreground class names, labels 1..C; filled in from the data.")
-    image_size: int = Field(448, gt=0, description="Side of the training crop, in pixels; longer side of ``sizes``.")
+    image_size: int = Field(
+        448, gt=0, description="Side of the training crop, in pixels; also the longer side of sizes."
+    )
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
         (),
         description="Height and width of the sizes that images are fitted to when they are evaluated, labelled and "
@@ -58,21 +76,29 @@ class DataConfig(FrozenModel):
     """Where the images are and how they are read."""
 
     path: str = Field(
-        "", description="A VOC devkit, COCO, images/ with labels.csv, or a folder with one sub-folder per class."
+        "",
+        title="DIR",
+        description="A VOC devkit, COCO, images/ with labels.csv, or a folder with one sub-folder per class.",
     )
-    no_class: str | None = Field(None, description="Sub-folder or class that means that nothing is in the image.")
+    no_class: str | None = Field(
+        None, title="NAME", description="Sub-folder or class that means that nothing is in the image."
+    )
     group_by: str | None = Field(
-        None, description="Regular expression on file names; images with the same first group (or match) share a split."
+        None,
+        title="REGEX",
+        description="Regular expression on file names; images with the same first group (or match) share a split.",
     )
-    val_fraction: float = Field(0.2, gt=0, lt=1, description="Share held back where the data has no split of its own.")
-    coco_year: int | None = Field(None, description="Which COCO, where the folder holds several years.")
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share of the images for validation, if the data has no split of its own."
+    )
+    coco_year: int | None = Field(None, title="YEAR", description="Year of COCO to use, if the folder holds several.")
     num_workers: int = Field(2, ge=0, description="Processes that read and augment images.")
 
 
 class AugmentationConfig(FrozenModel):
-    """Random geometry and colours; the defaults are the published recipe."""
+    """Random geometry and colours of training images; the defaults are the published recipe."""
 
-    fit_to_crop: bool = Field(False, description="First resize the image so that its longer side is the crop's.")
+    fit_to_crop: bool = Field(False, description="First resize the image so that its longer side is that of the crop.")
     rescale: tuple[float, float] = Field((0.5, 2.0), description="Range of the random factor of the image size.")
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     second_view_area: tuple[float, float] = Field((0.4, 1.0), description="Area of view 2 as a share of the image.")
@@ -89,26 +115,28 @@ class AugmentationConfig(FrozenModel):
 
 
 class CamConfig(FrozenModel):
-    """How class activation maps are taken, and the background scores that turn them into labels."""
+    """Class activation maps, and the thresholds that turn them into labels."""
 
-    scales: tuple[float, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="Image scales of a CAM.")
+    scales: Scales = Field((1.0, 0.5, 1.5), description="Image scales whose CAMs are added up, each also flipped.")
     low: float = Field(0.25, ge=0, le=1, description="At or below: background.")
-    background: float = Field(0.5, ge=0, le=1, description="The one threshold of a CAM's label in evaluation.")
+    background: float = Field(0.5, ge=0, le=1, description="Threshold of background in evaluation.")
     high: float = Field(0.7, ge=0, le=1, description="Above: foreground. Between low and high: ignored.")
 
 
 class ContrastConfig(FrozenModel):
-    """Class-token contrast."""
+    """Class-token contrast (CTC)."""
 
     temperature: float = Field(0.5, gt=0, description="Softmax temperature tau.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the teacher's moving average.")
-    num_local_crops: int = Field(8, gt=0, description="Local crops an image.")
+    num_local_crops: int = Field(8, gt=0, description="Local crops per image.")
     local_crop_size: int = Field(96, gt=0, description="Their side in pixels, a multiple of the patch size.")
-    negative_ratio: float = Field(0.2, ge=0, le=2, description="At most this mean of the region mask: a negative.")
+    negative_ratio: float = Field(
+        0.2, ge=0, le=2, description="A local crop is a negative if the mean of its region mask is at most this."
+    )
 
 
 class RegularizationConfig(FrozenModel):
-    """Dense energy of the segmentation."""
+    """Dense energy loss of the segmentation."""
 
     sigma_rgb: float = Field(15.0, gt=0, description="Kernel width in colour, in grey levels.")
     sigma_xy: float = Field(100.0, gt=0, description="Kernel width in position, in pixels at full size.")
@@ -141,7 +169,7 @@ class OptimizerConfig(FrozenModel):
     """AdamW and its schedule; the defaults are the published recipe."""
 
     lr: float = Field(6e-5, gt=0, description="Learning rate of the backbone.")
-    head_lr_factor: float = Field(10.0, gt=0, description="Factor of it for heads, projection and decoder.")
+    head_lr_factor: float = Field(10.0, gt=0, description="Factor of the rate for heads, projection and decoder.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of the gradient's moments.")
     warmup_steps: int = Field(1500, ge=0, description="Steps of linear warm-up.")
@@ -150,20 +178,22 @@ class OptimizerConfig(FrozenModel):
 
 
 class EvaluationConfig(FrozenModel):
-    """When and how a run is evaluated."""
+    """When and how training evaluates the network."""
 
     every: int = Field(2000, gt=0, description="Steps between two evaluations.")
     max_images: int = Field(
-        0, ge=0, description="Images used on the way, evenly spread; 0 means all. The last uses all."
+        0, ge=0, description="Images per evaluation, evenly spread; 0: all. The last evaluation uses all."
     )
-    batch_size: int = Field(4, gt=0, description="Images a batch.")
+    batch_size: int = Field(4, gt=0, description="Images per batch.")
 
 
 class CheckpointConfig(FrozenModel):
-    """How often the state of training is written; beyond this, around every evaluation, at a stop and at the end."""
+    """How often training is saved; it is also saved before and after an evaluation, at a stop and at the end."""
 
     every: int = Field(500, gt=0, description="Steps between two checkpoints.")
-    keep: int = Field(1, gt=0, description="Checkpoints kept, the newest; each is 3 times as large as the network.")
+    keep: int = Field(
+        1, gt=0, description="Number of newest checkpoints to keep; each is 3 times as large as the network."
+    )
 
 
 class TrainConfig(FrozenModel):
@@ -171,20 +201,22 @@ class TrainConfig(FrozenModel):
 
     seed: int = Field(0, ge=0, description="Seed of weights, order and augmentation.")
     steps: int = Field(20_000, gt=0, description="Optimiser steps.")
-    batch_size: int = Field(4, gt=0, description="Images a step.")
-    gradient_accumulation: int = Field(1, gt=0, description="Parts that a step's images are computed in.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of the matrix products.")
+    batch_size: int = Field(4, gt=0, description="Images per step, over all processes.")
+    gradient_accumulation: int = Field(
+        1, gt=0, description="Number of parts into which the images of a step are divided to save memory."
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Precision of matrix products.")
     compile: bool = Field(
-        False, description="Compile the backbone's blocks at the first step; needs a C++ compiler, on a GPU Triton."
+        False, description="Compile the backbone's blocks at the first step; needs a C++ compiler, on a GPU Triton too."
     )
     cuda_graph: bool = Field(
-        False, description="Record a step on a GPU and replay it: the GPU never waits for the host between kernels."
+        False, description="Capture forward and backward as one CUDA graph and replay it; needs one GPU."
     )
     activation_checkpointing: bool = Field(
         False,
-        description="Compute activations again in the backward pass instead of keeping them: less memory, more work.",
+        description="Compute activations again in the backward pass: less memory, more work.",
     )
-    log_every: int = Field(10, gt=0, description="Steps between two lines of metrics.")
+    log_every: int = Field(10, gt=0, description="Steps between two lines in metrics.jsonl.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -193,7 +225,8 @@ class TrainConfig(FrozenModel):
     regularization: RegularizationConfig = RegularizationConfig()
     weights: LossWeights = LossWeights()
     phases: tuple[Phase, ...] = Field(
-        (Phase(from_step=0, seg=False, reg=False), Phase(from_step=2000)), description="Which losses join when."
+        (Phase(from_step=0, seg=False, reg=False), Phase(from_step=2000)),
+        description="Which losses are on from which step.",
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

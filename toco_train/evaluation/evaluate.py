@@ -13,12 +13,13 @@ from torch import Tensor
 from toco_core.errors import DataError
 from toco_core.fitting import Size
 from toco_core.palette import IGNORE_INDEX
+from toco_train.config import SegmentConfig
 from toco_train.data.source import Sample, image_labels, read_mask, with_masks
 from toco_train.distributed import gathered, global_sum, shard
 from toco_train.evaluation.boundary_iou import boundary_counts
 from toco_train.evaluation.metrics import ClassScores, Scores, class_scores, mask_scores
 from toco_train.evaluation.miou import confusion_counts, mean_iou
-from toco_train.inference.predict import Prediction, SegmentConfig, predict
+from toco_train.inference.predict import Prediction, predict
 from toco_train.models.toco import ToCo
 
 

@@ -19,11 +19,12 @@ from toco_core.fitting import Size
 from toco_core.images import read_image
 from toco_core.palette import IGNORE_INDEX, UInt8Array, save_mask
 from toco_core.sampling import evenly_spaced
+from toco_train.config import LabelConfig
 from toco_train.data.classes import CLASSES_FILE, ClassList, write_classes
 from toco_train.data.masks import read_labels
 from toco_train.data.source import Sample
 from toco_train.inference.preview import heat, labelled, save_grid
-from toco_train.inference.pseudo_labels import LabelConfig, PseudoLabel
+from toco_train.inference.pseudo_labels import PseudoLabel
 
 MASKS_FOLDER = "SegmentationClass"
 CONFIDENCE_FOLDER = "Confidence"

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco_core.config import FrozenModel
 from toco_core.fitting import Size, fit_to_network, nearest_size, own_size
 from toco_core.images import read_image
+from toco_train.config import SegmentConfig
 from toco_train.data.source import Sample
 from toco_train.method.cam import multi_scale_cam
 from toco_train.method.crf import CAM_CRF, SEGMENTATION_CRF, CrfConfig, dense_crf
@@ -27,34 +26,9 @@ from toco_train.models.normalize import normalize_images
 from toco_train.models.toco import ToCo
 from toco_train.models.vit import scaled_sides
 
-SMALLEST_SCALE, LARGEST_SCALE = 0.25, 4.0
 MAX_CRF_PIXELS = 2**20
 _IMPROBABLE = 0.01
 _BAND_SCORES = 2**20  # of all labels in one band: 4 MB
-
-
-class SegmentConfig(FrozenModel):
-    """At which sizes the network sees an image at test time."""
-
-    own_size: bool = Field(
-        False, description="Fit an image to its own size, rounded to patches, not to the nearest of the run's sizes."
-    )
-    scales: tuple[float, ...] = Field((1.0,), min_length=1, description="Segmentation: factors of the fitted size.")
-    flip: bool = Field(False, description="Segmentation: see each scale flipped, too.")
-
-    @field_validator("scales")
-    @classmethod
-    def _sensible(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in scales):
-            raise ValueError(f"each scale must be between {SMALLEST_SCALE:g} and {LARGEST_SCALE:g}")
-        return scales
-
-
-# Source of the published one: METHOD.md, test time and "found since".
-PROTOCOLS = {
-    "served": SegmentConfig(),
-    "published": SegmentConfig(own_size=True, scales=(1.0, 1.25, 1.5), flip=True),
-}
 
 
 @dataclass(frozen=True)

@@ -7,42 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from toco_core.config import FrozenModel
 from toco_core.palette import IGNORE_INDEX, UInt8Array
+from toco_train.config import LabelConfig, SegmentConfig
 from toco_train.data.source import Sample
-from toco_train.inference.predict import Prediction, SegmentConfig, label_map, predict, resized
+from toco_train.inference.predict import Prediction, label_map, predict, resized
 from toco_train.method.par import PixelAdaptiveRefinement
 from toco_train.method.pseudo_label import agree
 from toco_train.models.normalize import unit_range
 from toco_train.models.toco import ToCo
 
 MAX_REFINED_SIDE = 512
-
-
-class LabelConfig(FrozenModel):
-    """How pseudo labels are made."""
-
-    maps: Literal["cam", "seg"] = Field("cam", description="Made from the CAM given the tags, or the segmentation.")
-    refine: Literal["par", "crf", "none"] = Field("par", description="What makes them follow the edges of the image.")
-    scales: tuple[float, ...] = Field(min_length=1, description="Factors of the fitted size, each flipped too.")
-    low: float = Field(ge=0, le=1, description="CAM: background score of the generous labels.")
-    high: float = Field(ge=0, le=1, description="CAM: background score of the cautious labels.")
-    min_confidence: float = Field(0.7, ge=0, le=1, description="Segmentation: below this probability a pixel is 255.")
-
-    @model_validator(mode="after")
-    def _low_is_not_above_high(self) -> LabelConfig:
-        if self.low > self.high:
-            raise ValueError(f"the low threshold {self.low} is above the high one {self.high}: swap them")
-        return self
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch.amp import is_autocast_available
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from toco_core.config import nearest
 from toco_core.errors import ConfigError, ImageSizeError
+from toco_core.text import nearest
 from toco_train.config import ViTSpec
 from toco_train.kernels.token_linear import use_token_linear
 from toco_train.models.pretrained import load_backbone_weights

@@ -13,10 +13,11 @@ from toco_core.errors import RunError
 from toco_core.files import write_atomic
 from toco_core.fitting import Size
 from toco_core.text import listed, markdown_table, percent
+from toco_train.config import SegmentConfig
 from toco_train.evaluation.boundary_iou import BOUNDARY_RATIO
 from toco_train.evaluation.evaluate import Evaluation, evaluation_numbers
 from toco_train.evaluation.metrics import ClassScores, Scores
-from toco_train.inference.predict import MAX_CRF_PIXELS, SegmentConfig
+from toco_train.inference.predict import MAX_CRF_PIXELS
 from toco_train.reports.confusion_matrix import save_confusion
 
 CLASS_COLUMNS = (

@@ -10,11 +10,11 @@ import numpy as np
 
 from toco_core.palette import UInt8Array
 from toco_core.sampling import evenly_spaced
-from toco_train.config import CamConfig
+from toco_train.config import CamConfig, LabelConfig
 from toco_train.data.source import DataSource, Sample, with_masks
 from toco_train.inference.predict import predict
 from toco_train.inference.preview import PREDICTION_TITLES, labelled, prediction_row
-from toco_train.inference.pseudo_labels import LabelConfig, Labeller
+from toco_train.inference.pseudo_labels import Labeller
 from toco_train.models.toco import ToCo
 
 _OF_EACH = 3

@@ -25,11 +25,10 @@ from toco_core.sampling import evenly_spaced
 from toco_core.text import percent
 from toco_train.analysis.figures import similarity_chart
 from toco_train.analysis.token_similarity import Subject, run_subject, similarity_by_block
-from toco_train.config import TrainConfig
+from toco_train.config import SegmentConfig, TrainConfig
 from toco_train.data.classes import ClassList
 from toco_train.data.source import DataSource
 from toco_train.evaluation.evaluate import Evaluation
-from toco_train.inference.predict import SegmentConfig
 from toco_train.models.toco import ToCo
 from toco_train.reports.confusion_matrix import confusion_figure
 from toco_train.reports.evaluation_report import CLASS_COLUMNS, EvaluationReport, head_rows, mask_rows

@@ -1,1 +1,1 @@
-"""A run on disk, as all but training see it: names of its files, its network, its history, its data."""
+"""A run on disk, as everything but training sees it: names of its files, its network, its history, its data."""

@@ -1,9 +1,11 @@
-"""The data that a finished run is looked at on: its own, unless another is given."""
+"""The data that a finished run is used on: its own, or other data with the same classes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from toco_core.errors import ConfigError, DataError
 from toco_train.config import DataConfig, TrainConfig
@@ -11,41 +13,52 @@ from toco_train.data.opening import open_source
 from toco_train.data.source import DataSource
 
 
-def open_run_source(
-    config: TrainConfig, run: Path, data: str | None, *, no_class: str | None, group_by: str | None
-) -> DataSource:
-    """Open the data to look at a run on.
+def open_run_source(config: TrainConfig, run: str | Path, given: Mapping[str, Any]) -> DataSource:
+    """Open the data to use a run on.
 
     Args:
         config: The run's configuration.
-        run: The run folder, for complaints.
-        data: Another data set than the run's own.
-        no_class: As for ``DataConfig``, where it differs from the run's.
-        group_by: The same.
+        run: The run folder, for messages.
+        given: Settings of ``DataConfig`` that replace the run's own. Where ``path`` is other data than the run's, the
+            run's other settings do not apply to it.
 
     Raises:
         ConfigError: No data is given, and the run does not know its own.
         DataError: The data cannot be opened, or has other classes than the network.
     """
-    if data is None and not config.data.path:
+    path = given.get("path", config.data.path)
+    if not path:
         raise ConfigError(f"the run {run} does not say which data it was trained on; give --data DIR")
-    base = config.data if data is None else DataConfig(path=data)
-    given = {name: value for name, value in {"no_class": no_class, "group_by": group_by}.items() if value is not None}
-    source = open_source(base.model_copy(update=given), seed=config.seed)
-    require_classes(source, config.model.classes)
+    own = bool(config.data.path) and _resolved(path) == _resolved(config.data.path)
+    data = config.data if own else DataConfig()
+    source = open_source(data.model_copy(update={"path": path, **given}), seed=config.seed)
+    if config.model.classes:
+        hint = "" if own or config.data.no_class is None else f"--no-class {config.data.no_class}"
+        require_classes(source, config.model.classes, trained_with=hint)
     return source
 
 
-def require_classes(source: DataSource, classes: tuple[str, ...]) -> None:
+def require_classes(source: DataSource, classes: tuple[str, ...], *, trained_with: str = "") -> None:
     """Refuse data whose classes are not those of a network.
+
+    Args:
+        source: The data.
+        classes: Foreground classes of the network, in label order.
+        trained_with: A flag that the network's own data was read with, for the message.
 
     Raises:
         DataError: They differ in number, name or order.
     """
+    hint = f" (the run was trained with {trained_with})" if trained_with else ""
     for label, (there, here) in enumerate(zip_longest(source.classes, classes), start=1):
         if there != here:
+            found = f"no label {label}" if there is None else f"label {label} is {there!r}"
+            expected = f"has no label {label}" if here is None else f"its label {label} is {here!r}"
             raise DataError(
-                f"{source.path} has {len(source.classes)} classes and label {label} is {there!r}, but the network was "
-                f"trained on {len(classes)} and its label {label} is {here!r}; evaluate on data with the "
-                "same classes in the same order"
+                f"{source.path} has {len(source.classes)} classes and {found}, but the network was trained on "
+                f"{len(classes)} and {expected}; give data with the same classes in the same order{hint}"
             )
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).expanduser().resolve()

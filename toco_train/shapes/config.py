@@ -1,4 +1,4 @@
-"""How hard the synthetic scenes are: every knob of the generator, with its meaning and unit."""
+"""How hard the synthetic scenes are: every setting of the generator, with its meaning and unit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from toco_core.config import FrozenModel
+
+RECIPE_FILE = "shapes.json"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Span = tuple[Share, Share]

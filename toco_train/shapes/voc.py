@@ -17,14 +17,14 @@ import yaml
 from PIL import Image
 from pydantic import Field
 from rich.console import Console
-from rich.progress import track
 
+from toco_core.cli import progress_bars
 from toco_core.config import FrozenModel
 from toco_core.errors import DataError
 from toco_core.files import atomic_folder
 from toco_core.palette import mask_png
 from toco_train.shapes.canvas import BoolArray
-from toco_train.shapes.config import SceneConfig
+from toco_train.shapes.config import RECIPE_FILE, SceneConfig
 from toco_train.shapes.objects import CLASS_NAMES
 from toco_train.shapes.plan import SceneObject
 from toco_train.shapes.scene import Scene, make_scene
@@ -33,7 +33,6 @@ from toco_train.shapes.sheet import COLUMNS, ROWS, save_contact_sheet
 DRAWING_VERSION = 1
 """To be raised when a change of the drawing code makes other images from the same recipe."""
 
-RECIPE_FILE = "shapes.json"
 FOLDERS = ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation", "ImageSets/Main")
 JPEG_QUALITY = 95
 VAL_SHARE = 0.2
@@ -162,8 +161,9 @@ def make_dataset(out: Path, recipe: Recipe, num_workers: int = 1) -> None:
     try:
         with atomic_folder(out) as folder:
             images = write_images(folder, recipe, num_workers)
-            progress = track(images, "drawing scenes", total=recipe.images, console=console, transient=True)
-            write_lists(folder, recipe, list(progress))
+            with progress_bars(console, transient=True) as progress:
+                scenes = list(progress.track(images, total=recipe.images, description="drawing"))
+            write_lists(folder, recipe, scenes)
             shown = range(min(COLUMNS * ROWS, recipe.images))
             save_contact_sheet(folder / "contact_sheet.png", [recipe.make_scene(index) for index in shown])
     except OSError as error:

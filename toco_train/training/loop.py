@@ -17,7 +17,7 @@ from toco_core.errors import DataError
 from toco_train.config import Phase, TrainConfig
 from toco_train.data.augmentation import Augmentation
 from toco_train.data.loader import Batch, training_batches
-from toco_train.data.opening import open_source
+from toco_train.data.source import DataSource
 from toco_train.distributed import rank, world_size
 from toco_train.method.objective import Losses, ToCoObjective
 from toco_train.models.toco import ToCo
@@ -35,7 +35,9 @@ from toco_train.training.validation import validate
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, run: RunFolder, callback: TrainingCallback, stop: StopSignals) -> Progress:
+def train(
+    config: TrainConfig, source: DataSource, run: RunFolder, callback: TrainingCallback, stop: StopSignals
+) -> Progress:
     """Train a network as configured, from the run folder's last checkpoint if there is one.
 
     Training reads images and image-level labels; only evaluations open masks, and only if there are any. Under
@@ -43,6 +45,7 @@ def train(config: TrainConfig, run: RunFolder, callback: TrainingCallback, stop:
 
     Args:
         config: The configuration; the run's own if one is resumed.
+        source: The data set that the configuration names.
         run: Where everything is written.
         callback: Is told how the run goes.
         stop: Entered while there is something to save; requests a stop at the end of a step.
@@ -51,13 +54,13 @@ def train(config: TrainConfig, run: RunFolder, callback: TrainingCallback, stop:
         How far the run got. It is finished if ``evaluated`` is ``config.steps``; otherwise a stop was requested.
 
     Raises:
-        DataError: The data set or an image cannot be used.
+        DataError: An image cannot be used.
         ConfigError: The backbone cannot be built, or the precision is not available.
         RunError: The checkpoint cannot be resumed, or the run folder cannot be written.
         TrainingError: A loss or gradient is not finite.
     """
     set_seed(config.seed)
-    training = _Training(config, run, callback, stop)
+    training = _Training(config, source, run, callback, stop)
     progress = training.run()
     training.accelerator.end_training()
     return progress
@@ -66,9 +69,11 @@ def train(config: TrainConfig, run: RunFolder, callback: TrainingCallback, stop:
 class _Training:
     """A run in progress."""
 
-    def __init__(self, config: TrainConfig, run: RunFolder, callback: TrainingCallback, stop: StopSignals) -> None:
+    def __init__(
+        self, config: TrainConfig, source: DataSource, run: RunFolder, callback: TrainingCallback, stop: StopSignals
+    ) -> None:
         self.accelerator = accelerator = build_accelerator(config)
-        self._source = source = open_source(config.data, seed=config.seed)
+        self._source = source
         checkpoint = run.last_checkpoint()
         filled = {"classes": source.classes, "sizes": () if checkpoint is None else config.model.sizes}
         config = config.model_copy(update={"model": config.model.model_copy(update=filled)})

@@ -51,7 +51,7 @@ def test_an_export_of_one_size_scores_the_run_with_it_and_with_its_own_sizes(
 ):
     assert main([str(run_with_masks), "--static", "--target", "onnx"]) == 0
     config, model = load_config(None, run_with_masks / "config.yaml", {}), load_run(run_with_masks)
-    source = open_run_source(config, run_with_masks, None, no_class=None, group_by=None)
+    source = open_run_source(config, run_with_masks, {})
     served, own = (
         evaluate(model, source.val, scales=(1.0,), background_threshold=0.5, sizes=sizes).seg.mean_iou
         for sizes in ([(64, 64)], None)

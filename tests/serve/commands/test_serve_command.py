@@ -142,6 +142,28 @@ def test_toco_predict_writes_run_lengths_and_leaves_out_what_is_not_wanted(serve
         np.testing.assert_array_equal(coco.decode(entry["rle"][name]), mask == label)
 
 
+def test_toco_predict_reads_each_image_once_and_lists_failures_in_the_order_of_the_images(
+    server, tmp_path, capsys, monkeypatch
+):
+    Image.fromarray(quadrants(40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "text.png").write_text("no image")
+    first_answer = predict_cli.write
+
+    def write_without_the_file(prediction, *rest):
+        prediction.source.unlink()
+        return first_answer(prediction, *rest)
+
+    monkeypatch.setattr(predict_cli, "write", write_without_the_file)
+    images = [str(tmp_path / name) for name in ("text.png", "a.png", "absent.png")]
+    assert predict([*images, "--out", str(tmp_path / "out"), "--url", server.grpc_url]) == 1
+    assert capsys.readouterr().out == f"1 of 3 images segmented into {tmp_path}/out\n"
+    assert Image.open(tmp_path / "out" / "a.overlay.jpg").size == (40, 40)
+    failed = json.loads((tmp_path / "out" / "predictions.json").read_text())["failed"]
+    assert [failure["image"] for failure in failed] == [images[0], images[2]]
+    assert failed[0]["error"].startswith(f"{images[0]}: the data is 8 bytes of text")
+    assert failed[1]["error"].startswith(f"cannot read {images[2]}: no such file")
+
+
 def test_toco_predict_keeps_what_was_done_when_the_server_goes_away(repository, tmp_path, capsys, monkeypatch):
     for name in ("a", "b", "c"):
         Image.fromarray(quadrants(40, 40)).save(tmp_path / f"{name}.png")
@@ -169,14 +191,14 @@ def test_toco_predict_says_what_it_cannot_write(server, tmp_path, capsys):
     (tmp_path / "file").touch()
     asked = [str(tmp_path / "a.png"), "--url", server.grpc_url]
     assert predict([*asked, "--out", str(tmp_path / "file" / "out")]) == 2
-    complaint = "not a directory; give another --out, or make room"
-    assert capsys.readouterr().err == f"toco-predict: error: cannot write {tmp_path}/file/out: {complaint}\n"
+    complaint = "(Not a directory); make room or give another --out"
+    assert capsys.readouterr().err == f"toco-predict: error: cannot write {tmp_path}/file/out {complaint}\n"
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.mask.png").mkdir()
     assert predict([*asked, "--out", str(tmp_path / "out")]) == 1
-    complaint = "is a directory; give another --out, or make room"
+    complaint = "(Is a directory); make room or give another --out"
     assert capsys.readouterr().err == (
-        f"toco-predict: error: {tmp_path}/a.png: cannot write {tmp_path}/out/a: {complaint}\n"
+        f"toco-predict: error: {tmp_path}/a.png: cannot write {tmp_path}/out/a {complaint}\n"
     )
 
 

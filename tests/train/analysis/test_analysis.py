@@ -8,6 +8,7 @@ from PIL import Image
 from toco_core.charts import COLOURS, Curve, curve_chart, inline_svg, line_style, save_figure, themed
 from toco_core.errors import ConfigError
 from toco_train.analysis.figures import patch_figure, similarity_chart
+from toco_train.analysis.saving import block_rows, patch_rows
 from toco_train.analysis.token_similarity import (
     BlockSimilarity,
     PatchView,
@@ -19,7 +20,6 @@ from toco_train.analysis.token_similarity import (
     timm_subject,
     token_at,
 )
-from toco_train.commands.analyze import block_rows, patch_rows
 from toco_train.data.source import Sample
 from toco_train.inference.predict import predict
 from toco_train.models.vit import Tokens

@@ -104,7 +104,7 @@ def test_bad_input_gives_one_sentence_and_status_2(run, shapes, tmp_path, capsys
         "'vit_tiny_patch16_22' is neither a folder nor a model of timm": ["vit_tiny_patch16_22"],
         "did you mean 'vit_tiny_patch16_224'?": ["vit_tiny_patch16_22"],
         "is not a finished run: it has no config.yaml": [str(tmp_path / "empty")],
-        "a plain backbone knows no data: give --data DIR": [TIMM, "--no-pretrained"],
+        "a plain backbone has no data of its own: give --data DIR": [TIMM, "--no-pretrained"],
         "there is no run to put the figures in: give --out DIR": [TIMM, "--no-pretrained", "--data", str(shapes)],
         "--weights is for one plain backbone, and 0 are given": [one, "--weights", "x"],
         "image size 60 px is not a multiple of the patch size 16": [one, TIMM, "--no-pretrained", "--size", "60"],
@@ -113,7 +113,7 @@ def test_bad_input_gives_one_sentence_and_status_2(run, shapes, tmp_path, capsys
         "no image of the split is called '999'": [one, "--show", "999"],
         "'-3' is not a whole number from 0 up": [one, "--images=-3"],
         "data folder /absent does not exist": [one, "--data", "/absent"],
-        "cannot write to ": [one, "--out", str(tmp_path / "file")],
+        f"cannot write {tmp_path / 'file'} (": [one, "--out", str(tmp_path / "file")],
     }  # fmt: skip
     for expected, argv in cases.items():
         assert expected in refusal(capsys, argv), expected

@@ -16,11 +16,10 @@ from tests.train.method.test_crf import needs_crf
 from toco_core.errors import RunError
 from toco_core.palette import save_mask
 from toco_train.commands.evaluate import evaluation_table, main
-from toco_train.config import load_config
+from toco_train.config import SegmentConfig, load_config
 from toco_train.data.opening import open_source
 from toco_train.evaluation.evaluate import Evaluation, evaluate
 from toco_train.evaluation.metrics import ClassScores, Scores
-from toco_train.inference.predict import SegmentConfig
 from toco_train.models.toco import ToCo
 from toco_train.reports.evaluation_report import EvaluationReport
 
@@ -83,7 +82,7 @@ def test_the_published_protocol_is_own_size_three_scales_and_flips_unless_a_flag
     for mask in (shapes / "SegmentationClass").iterdir():
         save_mask(mask, np.array(Image.open(mask))[:36])
     published = ["--protocol", "published"]
-    for flags in ([], published, [*published, "--scales", "1", "--no-flip"]):
+    for flags in ([], published, [*published, "--scales", "1", "--flip", "false"]):
         assert main([str(run), *flags]) == 0
     names = ("val", "val-own-size-1-1.25-1.5-flip", "val-own-size")
     served, full, plain = (json.loads((run / "evaluation" / f"{name}.json").read_text()) for name in names)
@@ -133,13 +132,13 @@ def test_bad_input_gives_one_sentence_and_status_2(run, shapes, tmp_path, capsys
     cases = {
         "is not a finished run: it has no config.yaml": [str(tmp_path / "absent")],
         "is not a finished run: it has no model.safetensors": [str(untrained)],
-        "each scale must be between 0.25 and 4 (got [1.0, 0.0])": [str(run), "--scales", "1", "0"],
-        "each scale must be between 0.25 and 4 (got [1000.0])": [str(run), "--scales", "1000"],
+        "each scale must be between 0.25 and 4 (got [1, 0])": [str(run), "--scales", "1", "0"],
+        "each scale must be between 0.25 and 4 (got [1000])": [str(run), "--scales", "1000"],
         "data folder /absent does not exist": [str(run), "--data", "/absent"],
         "has 6 classes and label 2 is 'lobster', but the network was trained on 6 and its label 2 is 'crab'":
             [str(run), "--data", str(other)],
         "does not say which data it was trained on; give --data DIR": [str(imported)],
-        "cannot write to ": [str(run), "--out", str(tmp_path / "file")],
+        f"cannot write {tmp_path / 'file'} (": [str(run), "--out", str(tmp_path / "file")],
     }  # fmt: skip
     for expected, argv in cases.items():
         assert expected in refusal(capsys, argv), expected

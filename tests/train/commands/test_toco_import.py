@@ -105,7 +105,7 @@ def test_a_run_is_replaced_only_when_asked_and_anything_else_never(tmp_path, cap
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").touch()
     argv = [path, str(tmp_path / "photos"), *TINY, "--overwrite"]
-    assert "holds something that is no run" in refusal(capsys, argv)
+    assert "holds something that is not a run" in refusal(capsys, argv)
     assert (tmp_path / "photos" / "me.jpg").exists()
 
 
@@ -128,7 +128,12 @@ def test_a_run_is_replaced_only_when_asked_and_anything_else_never(tmp_path, cap
         (lambda w: None, ["--backbone", "{width"], "is not a value in YAML"),
         (lambda w: None, ["--backbone", "{depht: 3}"], "did you mean 'depth'?"),
         (lambda w: None, [*TINY, "--classes", "voc"], "--classes voc names 20 classes, but the checkpoint has 5"),
-        (lambda w: None, [*TINY, "--classes", "absent.yaml"], "cannot read absent.yaml"),
+        (
+            lambda w: None,
+            [*TINY, "--classes", "absent.yaml"],
+            "absent.yaml is neither voc nor coco nor a file",
+        ),
+        (lambda w: None, [*TINY, "--classes", "cocoo"], "a file, did you mean 'coco'?"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence_and_nothing_is_written(tmp_path, capsys, change, flags, sentence):

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from tests.train.small_runs import give_a_small_projection, refusal
 from toco_train.commands.shapes import main as toco_shapes
-from toco_train.commands.train import main
+from toco_train.commands.train import _parse, main
+from toco_train.config import load_config
+from toco_train.data import opening
 from toco_train.runs.load import load_run
 
 SMALL = [
@@ -94,6 +96,29 @@ def test_training_never_opens_a_mask_and_needs_none(finished, tmp_path, monkeypa
     assert (tmp_path / "no masks" / "samples" / "step_000003.png").is_file()
 
 
+def test_the_data_is_opened_once(finished, tmp_path, monkeypatch):
+    opened, read = [], opening.open_voc
+    monkeypatch.setattr(opening, "open_voc", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr("toco_train.training.loop.validate", not_validated)
+    monkeypatch.setattr("toco_train.commands.train._report", lambda *_: None)
+    assert train(finished / "shapes", tmp_path / "run") == 0
+    assert opened == [finished / "shapes"]
+
+
+def test_flags_are_spelled_with_dashes_or_underscores_and_beat_the_file_which_beats_the_preset(finished, tmp_path):
+    (tmp_path / "my.yaml").write_text("batch_size: 2\nlog_every: 7\noptimizer: {head_lr_factor: 3}\n")
+    config, _ = _parse([
+        "--preset", "demo", "--config", str(tmp_path / "my.yaml"), "--data", str(finished), "--out", str(tmp_path),
+        "--log-every", "2", "--mixed-precision", "bf16", "--optimizer.weight_decay", "1e-3", "--cuda-graph",
+        "--cam.scales", "1", "0.5", "--no-pretrained", "--data.no_class", "Free",
+    ])  # fmt: skip
+    assert (config.batch_size, config.log_every, config.mixed_precision, config.cuda_graph) == (2, 2, "bf16", True)
+    assert (config.optimizer.head_lr_factor, config.optimizer.weight_decay) == (3, 1e-3)
+    assert config.optimizer.lr == load_config("demo", None, {}).optimizer.lr
+    assert (config.cam.scales, config.data.no_class, config.data.path) == ((1.0, 0.5), "Free", str(finished))
+    assert config.model.pretrained is False
+
+
 def test_the_phase_decides_which_losses_are_computed(finished, tmp_path):
     phases = "[{from_step: 0, ptc: false, ctc: false, seg: false, reg: false}, {from_step: 2, ctc: false, reg: false}]"
     assert train(finished / "shapes", tmp_path / "run", "--phases", phases) == 0
@@ -137,7 +162,7 @@ def test_bad_input_gives_one_sentence_and_status_2(finished, tmp_path, capsys):
         "does not exist; give a VOC devkit": ["--data", str(tmp_path / "absent"), "--out", out],
         "is no data set: expected a VOC devkit": ["--data", str(tmp_path / "empty"), "--out", out],
         "unknown preset 'demoo', did you mean 'demo'?": ["--preset", "demoo", "--data", data, "--out", out],
-        "unknown argument '--optimizer.lrr', did you mean 'optimizer.lr'?":
+        "unknown argument '--optimizer.lrr', did you mean '--optimizer.lr'?":
             ["--data", data, "--out", out, "--optimizer.lrr", "1"],
         "steps: input should be a valid integer": ["--data", data, "--out", out, "--steps", "many"],
         "batch_size 5 cannot be divided over 1 process(es) with 2 micro-batch(es) each":

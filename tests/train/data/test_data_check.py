@@ -221,7 +221,7 @@ def test_the_command_reports_and_returns_0_where_training_can_read_all(photos, c
 def test_the_command_that_follows_reads_the_data_in_the_same_way(photos, capsys):
     flags = ["--no-class", "dog", "--group-by", r"n(\d)", "--val-fraction", "0.5", "--seed", "3"]
     assert main(["check", str(photos.path), *flags]) == 0
-    command = r"--no-class dog --group-by 'n(\d)' --data.val_fraction 0.5 --seed 3 --out RUN"
+    command = r"--no-class dog --group-by 'n(\d)' --data.val-fraction 0.5 --seed 3 --out RUN"
     assert command in capsys.readouterr().out
 
 
@@ -257,7 +257,7 @@ def test_a_file_name_that_is_not_utf_8_is_shown(photos, capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--val-fraction", "3"], "val_fraction: input should be less than 1 (got 3.0)"),
+        (["--val-fraction", "3"], "val_fraction: input should be less than 1 (got 3)"),
         (["--workers", "0"], "--workers is 0, expected 1 or more"),
         (["--no-class", "cow"], "has the class 'cow'"),
         (["--json", "/dev/null/report.json"], "cannot write /dev/null/report.json"),

@@ -10,16 +10,9 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from tests.train.method.test_crf import needs_crf
+from toco_train.config import PROTOCOLS, SegmentConfig
 from toco_train.data.source import Sample
-from toco_train.inference.predict import (
-    PROTOCOLS,
-    Prediction,
-    SegmentConfig,
-    label_map,
-    mean_token_similarity,
-    predict,
-    resized,
-)
+from toco_train.inference.predict import Prediction, label_map, mean_token_similarity, predict, resized
 from toco_train.method.cam import multi_scale_cam
 
 

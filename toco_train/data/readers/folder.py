@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toco_core.config import nearest
 from toco_core.errors import DataError
 from toco_core.images import list_images
+from toco_core.text import nearest
 from toco_train.data.classes import CLASSES_FILE, ClassList, found_classes, read_classes, tidy
 from toco_train.data.masks import BinaryMask, LabelMask, Mask
 from toco_train.data.readers.label_table import LABELS_FILE, LabelRow, read_label_table
