@@ -58,8 +58,9 @@ def decode_counts(counts: str) -> Int64Array:
     Raises:
         ValueError: They are no compressed run lengths.
     """
-    groups = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - FIRST_CHARACTER
-    if groups.size == 0 or groups.min() < 0 or groups.max() > (MORE | GROUP) or groups[-1] & MORE:
+    groups = np.frombuffer(counts.encode("ascii", "ignore"), np.uint8).astype(np.int64) - FIRST_CHARACTER
+    known = counts.isascii() and groups.size > 0 and groups.min() >= 0 and groups.max() <= MORE | GROUP
+    if not known or groups[-1] & MORE:
         raise ValueError("the text is no run of COCO's characters, or is cut off")
     last = np.flatnonzero(groups & MORE == 0)
     if np.diff(last, prepend=-1).max() > _MOST_GROUPS:

@@ -181,6 +181,7 @@ def _open_source(args: argparse.Namespace, config: TrainConfig, classes: tuple[s
     """
     from toco_train.config import DataConfig  # noqa: PLC0415
     from toco_train.data.opening import open_source  # noqa: PLC0415
+    from toco_train.data.source import log_notices  # noqa: PLC0415
 
     path = args.source.expanduser().resolve()
     own = bool(config.data.path) and Path(config.data.path).resolve() == path
@@ -188,6 +189,7 @@ def _open_source(args: argparse.Namespace, config: TrainConfig, classes: tuple[s
     flags = {"no_class": args.no_class, "group_by": args.group_by}
     given = {name: value for name, value in flags.items() if value is not None}
     source = open_source(data.model_copy(update={"path": str(path), **given}), seed=config.seed)
+    log_notices(source)
     if source.classes != classes:
         hint = config.data.no_class
         raise DataError(

@@ -24,6 +24,7 @@ from toco_core.errors import ConfigError, DataError, TocoError
 from toco_train.commands.display import TrainingDisplay
 from toco_train.commands.evaluate import evaluation_table
 from toco_train.config import TrainConfig, load_config, preset_names
+from toco_train.data.mask_tags import refuse_unusable_masks
 from toco_train.data.opening import open_source
 from toco_train.data.source import with_masks
 from toco_train.runs.layout import CONFIG_FILE
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with nullcontext() if first else redirect_stderr(io.StringIO()):
             config, arguments = _parse(sys.argv[1:] if argv is None else argv)
-        open_source(config.data, seed=config.seed)  # complain of the data before anything is written
+        source = open_source(config.data, seed=config.seed)  # complain of the data before anything is written
+        refuse_unusable_masks(source.val)
         run = RunFolder(
             arguments.out,
             overwrite=arguments.overwrite,

@@ -8,7 +8,7 @@ from pathlib import Path
 from toco_core.errors import ConfigError, DataError
 from toco_train.config import DataConfig, TrainConfig
 from toco_train.data.opening import open_source
-from toco_train.data.source import DataSource
+from toco_train.data.source import DataSource, log_notices
 
 
 def open_run_source(
@@ -32,6 +32,7 @@ def open_run_source(
     base = config.data if data is None else DataConfig(path=data)
     given = {name: value for name, value in {"no_class": no_class, "group_by": group_by}.items() if value is not None}
     source = open_source(base.model_copy(update=given), seed=config.seed)
+    log_notices(source)
     require_classes(source, config.model.classes)
     return source
 

@@ -248,8 +248,14 @@ def edit(**changes):
             edit(images=[{"id": 9, "file_name": "9.jpg", "height": 8, "width": 10}] * 2, annotations=[]),
             "none of its images can be used, the first: image 9 is listed twice, as 9.jpg and as 9.jpg",
         ),
-        (edit(annotations=annotations((9, 5, SQUARE))), "annotation 0 of image 9 (000000000009.jpg) is of the category 5, which"),
-        (edit(annotations=annotations((1, 3, SQUARE))), "annotation 0 belongs to the image 1, which is not listed; correct"),
+        (
+            edit(annotations=annotations((9, 5, SQUARE))),
+            "annotation 0 of image 9 (000000000009.jpg) is of the category 5, which",
+        ),
+        (
+            edit(annotations=annotations((1, 3, SQUARE))),
+            "annotation 0 belongs to the image 1, which is not listed; correct",
+        ),
         (edit(categories=[{"id": 3, "name": "a"}, {"id": 7, "name": "b"}, {"id": 90, "name": "c"}]), "must be equal"),
         (lambda p: shutil.rmtree(p / "annotations"), "looks like COCO but has no annotations/instances_train*.json"),
         (

@@ -108,11 +108,12 @@ def _categories(instances: Path, categories: list[Any], used: set[Key | None]) -
     names: dict[Key, str] = {}
     for place, one in enumerate(categories):
         key = _key(one.get("id")) if isinstance(one, dict) else None
-        name = str(one.get("name") or "") if isinstance(one, dict) else ""
-        if key is None or not _is_text(name):
+        name = one.get("name") if isinstance(one, dict) else None
+        text = str(name) if isinstance(name, (str, int)) and not isinstance(name, bool) else ""
+        if key is None or not _is_text(text):
             raise DataError(f"{instances}: category {place} has no id or no name; give it both")
-        if names.setdefault(key, name) != name:
-            raise DataError(f"{instances}: the categories {names[key]!r} and {name!r} have the id {key}; renumber one")
+        if names.setdefault(key, text) != text:
+            raise DataError(f"{instances}: the categories {names[key]!r} and {text!r} have the id {key}; renumber one")
     above = {
         (key, str(one.get("supercategory")))
         for one in categories

@@ -186,7 +186,8 @@ def _add_labelled(
             raise DataError(f"{where.table} line {row.line} puts {row.file} in another split than a line before")
     for key in sorted(labels):
         if key not in on_disk.images:
-            found.missing.append(where.images / key)
+            inside = [part for part in key.split("/") if part not in ("", ".", "..")]
+            found.missing.append(where.images.joinpath(*inside))
             continue
         image, own = on_disk.images[key], tuple(sorted(labels[key]))
         mask = _mask(image, (where.masks / key).parent, own)
@@ -244,7 +245,7 @@ def _arranged(
     if rule.group_by:
         raise DataError("the data has splits of its own; leave out --group-by")
     others = {part or "no split": len(s) for part, s in by_split.items() if s and part not in ("train", held_back)}
-    left = "".join(f", {folders.get(part, part)} ({number} images) left out" for part, number in others.items())
+    left = "".join(f", {folders.get(part, part)} left out (images: {number})" for part, number in others.items())
     how = f"train from {folders.get('train', 'train')}, val from {folders.get(held_back, held_back)}{left}"
     return tuple(by_split.get("train", ())), tuple(by_split[held_back]), how
 

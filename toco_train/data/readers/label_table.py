@@ -141,8 +141,7 @@ def _file(path: Path, row: Row, columns: Columns) -> str:
     """Return the file name of a row."""
     name = row.cell(columns.file)
     if is_empty(name):
-        rest = ", ".join(filter(None, row.cells))
-        raise DataError(f"{path} line {row.line} names no file, only {rest}; put the file name first")
+        raise DataError(f"{path} line {row.line} names no file, only {row.shown()}; put the file name first")
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 

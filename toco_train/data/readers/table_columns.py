@@ -113,7 +113,7 @@ def find_columns(table: TableFile, *, has_suffix: Callable[[str], bool], on_disk
     path, rows = table.path, table.rows
     file, is_file = _file_column(path, rows, has_suffix, on_disk)
     headed = not is_file(rows[0].cell(file)) and bool(rows[0].cell(file) or len(rows) > 1)
-    header = rows[0].cells if headed and not _is_broken(rows[0], file) else None
+    header = rows[0].cells if headed and not _is_broken(rows, file) else None
     body = rows[1:] if header is not None else rows
     width = max(len(row.cells) for row in rows)
     others = [c for c in range(width) if c != file and any(not is_empty(row.cell(c)) for row in body)]
@@ -121,9 +121,10 @@ def find_columns(table: TableFile, *, has_suffix: Callable[[str], bool], on_disk
     return find(path, body, others, header or (), file)
 
 
-def _is_broken(row: Row, file: int) -> bool:
-    """Tell whether a first row is no header but lacks its file name."""
-    return not row.cell(file) and file == 0 and len([cell for cell in row.cells if cell]) <= 1
+def _is_broken(rows: Sequence[Row], file: int) -> bool:
+    """Tell whether a first row without a file name is no header: it holds one name, and no marks are below it."""
+    named = [column for column, cell in enumerate(rows[0].cells) if cell]
+    return not rows[0].cell(file) and len(named) == 1 and not _holds_marks([row.cell(named[0]) for row in rows[1:]])
 
 
 def _file_column(
@@ -141,7 +142,7 @@ def _file_column(
             if not found:
                 raise DataError(
                     f"{path} has several columns of file names, for example line {rows[-1].line}: "
-                    f"{', '.join(filter(None, rows[-1].cells))}; leave only that of the images, or name it 'image'"
+                    f"{rows[-1].shown()}; leave only that of the images, or name it 'image'"
                 )
         if found:
             return found[0], test
@@ -149,8 +150,7 @@ def _file_column(
         return 0, has_suffix  # a header alone
     row = rows[-1]
     raise DataError(
-        f"{path} line {row.line} names no image: {', '.join(filter(None, row.cells))}; write the file name of an image "
-        "on each row"
+        f"{path} line {row.line} names no image: {row.shown()}; write the file name of an image on each row"
     )
 
 
@@ -179,7 +179,7 @@ def _columns_by_header(
     shown = ", ".join(repr(header[c]) if c < len(header) else repr("") for c in others[:6])
     raise DataError(
         f"{path} has the columns {shown}, and which of them hold classes is not clear (line {body[0].line}: "
-        f"{', '.join(filter(None, body[0].cells))}); name a column of classes 'labels', or leave the others out"
+        f"{body[0].shown()}); name a column of classes 'labels', or leave the others out"
     )
 
 
@@ -209,9 +209,11 @@ def _holds_splits(cells: Collection[str], header: str) -> bool:
 
 
 def _holds_marks(cells: Collection[str]) -> bool:
-    """Tell whether most cells with something in them are marks."""
+    """Tell whether the cells with something in them are marks, or most are, or the others are wrong numbers."""
     told = [cell for cell in cells if not is_empty(cell)]
-    return 2 * sum(is_present(cell) is not None for cell in told) > len(told)
+    marks = [cell for cell in told if is_present(cell) is not None]
+    numbers = all(is_number_or_boolean(cell) for cell in told if is_present(cell) is None)
+    return 2 * len(marks) > len(told) or (bool(marks) and numbers)
 
 
 def _is_index(word: str, cells: Sequence[str]) -> bool:

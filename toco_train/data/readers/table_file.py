@@ -14,6 +14,7 @@ from toco_train.data.readers.text_file import read_text
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NAMED_DELIMITER = re.compile(r"sep=(.)\n")  # the first line of a table that Excel wrote for another country
+_SHOWN = 100  # characters of a row in a message
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
@@ -26,6 +27,11 @@ class Row(NamedTuple):
     def cell(self, column: int) -> str:
         """Return the cell of a column, empty where the row is shorter."""
         return self.cells[column] if column < len(self.cells) else ""
+
+    def shown(self) -> str:
+        """Return its content for a message, in one line and cut short."""
+        text = " ".join(", ".join(filter(None, self.cells)).split())
+        return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 class TableFile(NamedTuple):

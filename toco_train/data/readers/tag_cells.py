@@ -17,6 +17,8 @@ _DOUBTFUL = ("/", "+", "&", ":", " ")  # they are part of many names, too
 _IN_WORDS = {" ": "blanks", "\t": "tabs", "\n": "line breaks"}
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?%?|[+-]?inf(inity)?", re.IGNORECASE)
 _BOOLEANS = frozenset({"true", "false", "yes", "no"})
+_LONGEST_NAME = 8  # words
+_SHOWN = 80  # characters of a cell in a message
 _BRACKETS = {"[": "]", "{": "}", "(": ")"}
 _STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _STRINGS = re.compile(rf"\s*(?:(?:{_STRING})\s*(?:[,;]\s*)?)*", re.DOTALL)
@@ -120,8 +122,8 @@ def _different_separators(
 ) -> str:
     first, second = (next(c for c in cells if c.text in texts and mark in c.text) for mark in separators[:2])
     return (
-        f"{path} line {second.line} has {separators[1]!r} in {second.text!r}, but line {first.line} has "
-        f"{separators[0]!r} in {first.text!r}; use one separator of tags throughout, or list the classes in "
+        f"{path} line {second.line} has {separators[1]!r} in {_shown(second)}, but line {first.line} has "
+        f"{separators[0]!r} in {_shown(first)}; use one separator of tags throughout, or list the classes in "
         f"{CLASSES_FILE}"
     )
 
@@ -148,21 +150,19 @@ class _Doubt:
         if (cell.quoted or self._clear) and known_words < len(words):
             return [piece]
         raise DataError(
-            f"{self._path} line {cell.line} has {cell.text!r}, which may be one class or several; list the classes in "
+            f"{self._path} line {cell.line} has {_shown(cell)}, which may be one class or several; list the classes in "
             f"{CLASSES_FILE}, or separate the classes of an image by | throughout"
         )
 
     def _listed(self, words: Sequence[str], mark: str) -> list[str]:
         """Return the one way to read words as listed classes; nothing if there is none, or more than one."""
-        ways: list[list[str]] = [[]]
-        joint = " " if mark == " " else mark
-        reached: list[list[list[str]]] = [ways]
+        reached: list[list[list[str]]] = [[[]]]  # for each number of words the ways to read so many, two at most
         for end in range(1, len(words) + 1):
             here = [
                 [*way, name]
-                for start in range(end)
-                for way in reached[start][:2]
-                if (name := joint.join(words[start:end])) in self._known
+                for start in range(max(0, end - _LONGEST_NAME), end)
+                for way in reached[start]
+                if (name := mark.join(words[start:end])) in self._known
             ]
             reached.append(here[:2])
         if len(reached[-1]) != 1:
@@ -188,20 +188,25 @@ def _read_lists(cells: Sequence[TagCell], path: Path) -> tuple[dict[str, list[st
         if found is not None:
             lists[cell.text] = found or [""]
             bare.append(cell)
-        elif cell.text[0] == "(" or re.search(r"""[\[\]{}"']""", cell.text[1:-1]):
-            if cell.text[0] != "(":
-                raise DataError(f"{path} line {cell.line} has {cell.text!r}, which is no list of names; correct it")
+        elif cell.text[0] == "(":
             bare.append(cell)
+        elif re.search(r"""[\[\]{}"']""", cell.text[1:-1]):
+            raise DataError(f"{path} line {cell.line} has {_shown(cell)}, which is no list of names; correct it")
         else:
             bare.append(TagCell(cell.line, cell.text[1:-1].strip(), quoted=True))
     if lists:
         others = [c for c in bare if c.text not in lists and any(m in c.text for m in _SEPARATORS)]
         if others:
             raise DataError(
-                f"{path} line {others[0].line} has {others[0].text!r}, but other cells are lists; write all of them "
+                f"{path} line {others[0].line} has {_shown(others[0])}, but other cells are lists; write all of them "
                 "as lists"
             )
     return lists, bare
+
+
+def _shown(cell: TagCell) -> str:
+    """Return what a cell holds, for a message."""
+    return repr(cell.text if len(cell.text) <= _SHOWN else f"{cell.text[: _SHOWN - 3]}...")
 
 
 def _in_brackets(text: str) -> bool:
