@@ -78,6 +78,13 @@ def test_without_a_validation_split_test_is_held_back_and_without_both_a_share_o
     assert "held back by seed 0" in only.description
 
 
+def test_a_test_split_without_labels_is_left_out_and_named(folder):
+    source = folder.classes_in("train", "val").write("test/1.jpg", "test/2.jpg").opened()
+    assert source.classes == ("cat", "dog")
+    assert {name.partition("/")[0] for name in names(source.val)} == {"val"}
+    assert notices(source) == {"image_elsewhere": ("test/1.jpg", "test/2.jpg")}
+
+
 def coco(name, **changes):
     return json.dumps({
         "images": [{"id": 0, "file_name": name, "height": 8, "width": 10}],

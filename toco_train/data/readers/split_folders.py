@@ -44,7 +44,7 @@ def find_split_folders(path: Path) -> SplitFolders | None:
     """Return the splits of a data set whose sub-folders are splits; None where its sub-folders are something else.
 
     Sub-folders are splits if all that hold something are called like one. ``train`` alone among others is a class, and
-    so is any that ``classes.yaml`` lists.
+    so is any that ``classes.yaml`` lists. A test split without labels is left out.
 
     Raises:
         DataError: Splits and other folders are mixed, two are the same split, or a split holds nothing that is read.
@@ -73,10 +73,11 @@ def find_split_folders(path: Path) -> SplitFolders | None:
     if "train" not in found:
         raise DataError(f"{path} has {names} but no folder train; add it, or if these are classes list them in "
                         f"{CLASSES_FILE}")  # fmt: skip
-    kinds = {split: _kind(folder) for split, folder in found.items()}
-    kind = kinds["train"]
-    for split, one in kinds.items():
-        if one != kind:
+    kind = _kind(found["train"])
+    if "test" in found and kind != "coco" and not _is_labelled(found["test"]):
+        del found["test"]
+    for split, folder in found.items():
+        if _kind(folder) != kind:
             raise DataError(f"{found[split]} is another kind of data than {found['train']}; {_REMEDY}")
     return SplitFolders(kind, found)
 
@@ -112,6 +113,15 @@ def _kind(folder: Path) -> Kind:
     what = f"{len(images)} images without labels" if images else "nothing that is read"
     raise DataError(f"{folder} is named like a split and holds {what}; {_REMEDY}, or if its name is a class list it "
                     f"in {CLASSES_FILE}")  # fmt: skip
+
+
+def _is_labelled(folder: Path) -> bool:
+    """Tell whether a split holds what is read; a test split often holds images without labels."""
+    try:
+        _kind(folder)
+    except DataError:
+        return False
+    return True
 
 
 def _labelled(folder: Path) -> LabelledFolder:
