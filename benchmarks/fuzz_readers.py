@@ -29,10 +29,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.harness.provenance import markdown_table, provenance, provenance_text, save_report
+from benchmarks.harness.provenance import provenance, provenance_text, save_report
 from toco_core.cli import run_command
 from toco_core.errors import TocoError
 from toco_core.palette import save_mask
+from toco_core.text import markdown_table
 from toco_train.config import DataConfig
 from toco_train.data.opening import open_source
 from toco_train.data.source import image_labels, read_mask, with_masks

@@ -10,8 +10,9 @@ import numpy as np
 
 from toco_core.errors import DataError
 from toco_core.palette import IGNORE_INDEX, UInt8Array
+from toco_core.sampling import evenly_spaced
 from toco_train.data.masks import LabelMask
-from toco_train.data.source import Sample, read_mask, spread, with_masks
+from toco_train.data.source import Sample, read_mask, with_masks
 
 MaskKind = Literal["binary_mask", "ignored_mask", "tag_without_pixel", "pixel_without_tag"]
 
@@ -52,7 +53,7 @@ def refuse_unusable_masks(samples: Sequence[Sample]) -> None:
     Raises:
         DataError: A mask cannot be read, or most of those of tagged images show no class and are 255 somewhere.
     """
-    looked_at = spread(with_masks(samples), _LOOKED_AT)
+    looked_at = evenly_spaced(with_masks(samples), _LOOKED_AT)
     refuse_binary_masks((sample, disagreement(sample, read_mask(sample))) for sample in looked_at)
 
 

@@ -99,7 +99,10 @@ def photograph(mode="RGB"):
         (photograph(), "holds colours, expected white on the object and black elsewhere; it looks like a photograph"),
         (photograph("RGBA"), "holds colours"),
         (photograph("L"), "is a grey photograph, expected white on the object and black elsewhere"),
-        (Image.fromarray(np.array([[0, 1], [1, 1]], dtype=np.uint8)), "its levels go from 0 to 1, expected white (255) on"),
+        (
+            Image.fromarray(np.array([[0, 1], [1, 1]], dtype=np.uint8)),
+            "its levels go from 0 to 1, expected white (255) on",
+        ),
     ],
 )
 def test_an_image_beside_another_that_is_no_silhouette_is_no_mask(tmp_path, image, sentence):

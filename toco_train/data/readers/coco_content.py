@@ -10,6 +10,7 @@ from typing import Any
 
 from toco_core.errors import DataError
 from toco_core.images import MAX_IMAGE_PIXELS
+from toco_core.text import one_line
 from toco_train.data.readers.coco_outlines import checked_outline
 
 _MAX_NUMBER = 2**63  # of SQLite
@@ -83,7 +84,7 @@ def _parsed(instances: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(instances.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{instances} is not JSON ({error}); download or export it again") from error
+        raise DataError(f"{instances} is not JSON ({one_line(error)}); download or export it again") from error
     except OSError as error:
         raise DataError(f"{instances} cannot be read: {error.strerror}; restore it") from error
     names = ("images", "categories", "annotations")

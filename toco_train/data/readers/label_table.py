@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from toco_core.errors import DataError
 from toco_core.images import IMAGE_SUFFIXES
+from toco_core.text import listed
 from toco_train.data.classes import tidy
 from toco_train.data.readers.left_out import UNREAD_SUFFIXES
 from toco_train.data.readers.table_columns import Columns, Split, find_columns, is_present, split_of
@@ -164,12 +165,10 @@ def _sentence(columns: Columns, how: str, rows: Sequence[LabelRow]) -> str:
     if columns.split is not None:
         parts.append(f"splits in column {columns.name(columns.split)}")
     if columns.unused:
-        more = f" and {len(columns.unused) - _SHOWN} more" if len(columns.unused) > _SHOWN else ""
-        parts.append(f"not used: column {', '.join(map(columns.name, columns.unused[:_SHOWN]))}{more}")
+        parts.append(f"not used: column {listed(map(columns.name, columns.unused), _SHOWN)}")
     if rows:
         row = max(rows, key=lambda one: min(len(one.classes), 2))
-        shown = ", ".join(row.classes[:_SHOWN]) + (", ..." if len(row.classes) > _SHOWN else "")
-        parts.append(f"for example line {row.line}: {row.file} has {shown or 'no class'}")
+        parts.append(f"for example line {row.line}: {row.file} has {listed(row.classes, _SHOWN) or 'no class'}")
     return "; ".join(filter(None, parts))
 
 

@@ -76,9 +76,9 @@ def find_split_folders(path: Path) -> SplitFolders | None:
     kind = _kind(found["train"])
     if "test" in found and kind != "coco" and not _is_labelled(found["test"]):
         del found["test"]
-    for split, folder in found.items():
+    for folder in found.values():
         if _kind(folder) != kind:
-            raise DataError(f"{found[split]} is another kind of data than {found['train']}; {_REMEDY}")
+            raise DataError(f"{folder} is another kind of data than {found['train']}; {_REMEDY}")
     return SplitFolders(kind, found)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toco_core.errors import DataError
+from toco_core.text import one_line
 from toco_train.data.readers.text_file import read_text
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -30,8 +31,7 @@ class Row(NamedTuple):
 
     def shown(self) -> str:
         """Return its content for a message, in one line and cut short."""
-        text = " ".join(", ".join(filter(None, self.cells)).split())
-        return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+        return one_line(", ".join(filter(None, self.cells)), _SHOWN)
 
 
 class TableFile(NamedTuple):

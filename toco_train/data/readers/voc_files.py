@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from toco_core.errors import DataError
 from toco_core.images import IMAGE_SUFFIXES
+from toco_core.text import one_line
 from toco_train.data.classes import tidy
 from toco_train.data.readers.text_file import decode_xml, read_text
 
@@ -70,8 +71,7 @@ def read_annotation(annotation: Path) -> set[str]:
     try:
         root = ElementTree.fromstring(decode_xml(annotation.read_bytes()))
     except (OSError, ValueError, ElementTree.ParseError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"annotation {annotation} cannot be read ({reason}); restore it") from error
+        raise DataError(f"annotation {annotation} cannot be read ({one_line(error)}); restore it") from error
     if root.tag != "annotation":
         raise DataError(f"annotation {annotation} holds {root.tag[:40]!r}, expected 'annotation'; export it as VOC")
     names = [tidy(one.findtext("name") or "") for one in root.iterfind("object")]
