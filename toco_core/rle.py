@@ -12,6 +12,7 @@ Int64Array = npt.NDArray[np.int64]
 
 # A number is written in groups of five bits, lowest first; a sixth bit says that more follow; 48 makes it a character.
 GROUP_BITS, GROUP, SIGN, MORE, FIRST_CHARACTER = 5, 0x1F, 0x10, 0x20, 48
+_MOST_GROUPS = 7  # of a number: 35 bits
 
 
 class Rle(TypedDict):
@@ -46,12 +47,31 @@ def decode_rle(rle: Rle) -> BoolArray:
     Raises:
         ValueError: The runs do not fill the size.
     """
-    stated = _numbers(rle["counts"])
+    runs = decode_counts(rle["counts"])
+    height, width = rle["size"]
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def decode_counts(counts: str) -> Int64Array:
+    """Return the lengths of alternating runs outside and inside, int64 ``[R]``, of COCO's compressed counts.
+
+    Raises:
+        ValueError: They are no compressed run lengths.
+    """
+    groups = np.frombuffer(counts.encode("ascii", "ignore"), np.uint8).astype(np.int64) - FIRST_CHARACTER
+    known = counts.isascii() and groups.size > 0 and groups.min() >= 0 and groups.max() <= MORE | GROUP
+    if not known or groups[-1] & MORE:
+        raise ValueError("the text is no run of COCO's characters, or is cut off")
+    last = np.flatnonzero(groups & MORE == 0)
+    if np.diff(last, prepend=-1).max() > _MOST_GROUPS:
+        raise ValueError("a run is longer than any image")
+    stated = _numbers(groups)
     runs = stated.copy()
     for first in (1, 2):
         runs[first::2] = np.cumsum(stated[first::2])
-    height, width = rle["size"]
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    if runs.min() < 0:
+        raise ValueError("a run is shorter than nothing")
+    return runs
 
 
 def _characters(numbers: Int64Array) -> str:
@@ -69,9 +89,8 @@ def _characters(numbers: Int64Array) -> str:
     return characters.tobytes().decode("ascii")
 
 
-def _numbers(characters: str) -> Int64Array:
-    """Read what ``_characters`` wrote."""
-    groups = np.frombuffer(characters.encode("ascii"), np.uint8).astype(np.int64) - FIRST_CHARACTER
+def _numbers(groups: Int64Array) -> Int64Array:
+    """Join the groups that ``_characters`` wrote."""
     last = groups & MORE == 0
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     shifts = GROUP_BITS * (np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups))))

@@ -55,6 +55,8 @@ class TrainingDisplay:
             soft_wrap=True,
         )
         self._console.print(source.description, style="dim", highlight=False, soft_wrap=True)
+        for notice in source.notices:
+            self._console.print(f"warning: {notice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         if progress.step:
             self._console.print(f"going on from the checkpoint of step {progress.step}", highlight=False)
         self._live.start()

@@ -39,12 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with nullcontext() if first else redirect_stderr(io.StringIO()):
             config, arguments = _parse(sys.argv[1:] if argv is None else argv)
+        from toco_train.data.mask_tags import refuse_unusable_masks
         from toco_train.data.opening import open_source
         from toco_train.training.loop import train
         from toco_train.training.run_folder import RunFolder
         from toco_train.training.signals import StopSignals
 
         source = open_source(config.data, seed=config.seed)  # before anything is written
+        refuse_unusable_masks(source.val)
         run = RunFolder(
             arguments.out,
             overwrite=arguments.overwrite,

@@ -20,6 +20,7 @@ from toco_core.errors import DataError
 from toco_core.images import opened
 from toco_core.palette import IGNORE_INDEX, UInt8Array
 from toco_core.rgb import orientation, upright_rgb
+from toco_train.data.mask_tags import MaskKind, disagreement, refuse_binary_masks
 from toco_train.data.source import DataSource, Sample, read_mask
 
 ENORMOUS_PIXELS = 25_000_000
@@ -42,6 +43,26 @@ KINDS: Mapping[str, Kind] = {
     ),
     "unreadable": Kind("stop", "cannot be read", "replace them or take them out of the data"),
     "bad_mask": Kind("stop", "masks that do not fit their image", "mend or delete the mask: training scores with it"),
+    "binary_mask": Kind(
+        "look",
+        "masks of nothing but 0 and 255 for tagged images",
+        "255 is ignored: write the label of the class instead",
+    ),
+    "binary_masks": Kind(
+        "stop",
+        "most masks hold nothing but 0 and 255",
+        "255 is ignored: write the label of the class (1 for the first)",
+    ),
+    "ignored_mask": Kind("look", "masks that are 255 everywhere", "ignored in scores: draw them, or delete them"),
+    "tag_without_pixel": Kind(
+        "look", "masks without a pixel of a class that the image is tagged with", "draw the class, or take out the tag"
+    ),
+    "pixel_without_tag": Kind(
+        "look", "masks with pixels of a class that the image is not tagged with", "add the tag, or mend the mask"
+    ),
+    "bad_training_mask": Kind(
+        "look", "masks of training images that do not fit", "training does not read them, toco-eval --split train does"
+    ),
     "no_training_images": Kind("stop", "no image to train on", "list images in the training split, or add some"),
     "no_training_labels": Kind("stop", "no training image shows any class", "tag images with the classes in them"),
     "unseen_class": Kind(
@@ -124,28 +145,28 @@ class Examined:
         kinds: Names in ``KINDS``.
         digest: Hash of the pixels, which finds the same image in another file; None where it cannot be read.
         mask_problem: What is wrong with its mask.
+        mask_kinds: In what ways its mask disagrees with its tags, names in ``KINDS``; None where it has none to read.
     """
 
     problem: str | None
     kinds: frozenset[str]
     digest: bytes | None
     mask_problem: str | None = None
+    mask_kinds: frozenset[MaskKind] | None = None
 
 
 def examine_all(source: DataSource, *, tiny_px: int, num_workers: int) -> Iterator[Examined]:
-    """Read all images, ``source.train`` and then ``source.val``, and the masks of the latter.
+    """Read all images and their masks, ``source.train`` and then ``source.val``.
 
     Args:
         source: The data set.
         tiny_px: An image with a shorter side is called tiny.
         num_workers: Threads that read.
     """
-    tasks = [(sample, False) for sample in source.train] + [(sample, True) for sample in source.val]
+    samples = (*source.train, *source.val)
     executor = ThreadPoolExecutor(num_workers)  # what takes time here releases the interpreter
     try:
-        yield from executor.map(
-            lambda task: _examined(task[0], len(source.classes), tiny_px=tiny_px, with_mask=task[1]), tasks
-        )
+        yield from executor.map(lambda sample: _examined(sample, len(source.classes), tiny_px=tiny_px), samples)
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -164,17 +185,24 @@ def report(source: DataSource, examined: Sequence[Examined], *, tiny_px: int) ->
         co_occurrence=tuple(
             (source.classes[a - 1], source.classes[b - 1], number) for (a, b), number in pairs.most_common()
         ),
-        findings=tuple(
-            Finding(
-                kind=name,
-                severity=kind.severity,
-                title=kind.title.format(tiny=tiny_px),
-                remedy=kind.remedy,
-                examples=tuple(_shown(example, source.path) for example in found[name]),
-            )
-            for name, kind in KINDS.items()
-            if found.get(name)
+        findings=(
+            *(_finding(name, kind, found[name], source, tiny_px) for name, kind in KINDS.items() if found.get(name)),
+            *(
+                _finding(one.kind, Kind("look", one.title, one.remedy), one.examples, source, tiny_px)
+                for one in source.notices
+            ),
         ),
+    )
+
+
+def _finding(name: str, kind: Kind, examples: Iterable[str], source: DataSource, tiny_px: int) -> Finding:
+    """Return a line of the report."""
+    return Finding(
+        kind=name,
+        severity=kind.severity,
+        title=kind.title.replace("{tiny}", str(tiny_px)),
+        remedy=kind.remedy,
+        examples=tuple(_shown(example, source.path) for example in examples),
     )
 
 
@@ -202,13 +230,20 @@ def _findings(source: DataSource, examined: Sequence[tuple[Sample, Examined]]) -
     found: dict[str, list[str]] = defaultdict(list)
     found["missing"] = [str(path) for path in source.missing]
     found["unlisted"] = [str(path) for path in source.unlisted]
-    for sample, result in examined:
+    for place, (sample, result) in enumerate(examined):
         if result.problem:
             found["unreadable"].append(result.problem)
         if result.mask_problem:
-            found["bad_mask"].append(result.mask_problem)
+            found["bad_mask" if place >= len(source.train) else "bad_training_mask"].append(result.mask_problem)
         for kind in result.kinds:
             found[kind].append(sample.name)
+        for kind in result.mask_kinds or ():
+            found[kind].append(str(sample.mask))
+    try:
+        held_back = examined[len(source.train) :]
+        refuse_binary_masks((s, result.mask_kinds) for s, result in held_back if result.mask_kinds is not None)
+    except DataError as error:
+        found["binary_masks"] = [str(error)]
     if not source.train:
         found["no_training_images"] = [str(source.path)]
     elif not any(sample.labels for sample in source.train):
@@ -242,7 +277,7 @@ def _add_duplicates(
             found["contradiction"].append(" = ".join(sample.name for sample in (*train, *val)))
 
 
-def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool) -> Examined:
+def _examined(sample: Sample, num_classes: int, *, tiny_px: int) -> Examined:
     """Read an image as training does, and its mask as evaluation does."""
     try:
         with opened(sample.image) as file:
@@ -263,8 +298,8 @@ def _examined(sample: Sample, num_classes: int, *, tiny_px: int, with_mask: bool
     if not sample.labels:
         kinds.add("no_label")
     digest = hashlib.blake2b(pixels.data, key=f"{height} {width}".encode()).digest()
-    problem = _mask_problem(sample, (height, width), num_classes) if with_mask else None
-    return Examined(None, frozenset(kinds), digest, problem)
+    problem, mask_kinds = _held_against_mask(sample, (height, width), num_classes)
+    return Examined(None, frozenset(kinds), digest, problem, mask_kinds)
 
 
 def _stored(image: Image.Image) -> set[str]:
@@ -298,17 +333,19 @@ def _is_grey(pixels: UInt8Array) -> bool:
     return bool((pixels[..., 1:] == pixels[..., :1]).all())
 
 
-def _mask_problem(sample: Sample, size: tuple[int, int], num_classes: int) -> str | None:
-    """Return what is wrong with the mask of an image of ``(height, width)``."""
+def _held_against_mask(
+    sample: Sample, size: tuple[int, int], num_classes: int
+) -> tuple[str | None, frozenset[MaskKind] | None]:
+    """Return what is wrong with the mask of an image of ``(height, width)``, and how it disagrees with its tags."""
     if sample.mask is None or not sample.mask.exists():
-        return None
+        return None, None
     try:
         mask = read_mask(sample)
     except DataError as error:
-        return str(error)
+        return str(error), None
     if mask.shape != size:
-        return f"mask {sample.mask} is {mask.shape[1]} x {mask.shape[0]} px, its image {size[1]} x {size[0]}"
+        return f"mask {sample.mask} is {mask.shape[1]} x {mask.shape[0]} px, its image {size[1]} x {size[0]}", None
     strange = set(np.unique(mask).tolist()) - set(range(num_classes + 1)) - {IGNORE_INDEX}
     if strange:
-        return f"mask {sample.mask} holds the label {min(strange)}, and there are {num_classes} classes"
-    return None
+        return f"mask {sample.mask} holds the label {min(strange)}, and there are {num_classes} classes", None
+    return None, disagreement(sample, mask)

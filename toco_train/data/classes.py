@@ -33,6 +33,9 @@ class ClassList(FrozenModel):
             raise ValueError(f"there are {len(classes)} classes; a mask has room for {IGNORE_INDEX - 1}")
         if not all(name.strip() for name in classes):
             raise ValueError("a class has no name")
+        for name in classes:
+            if not name.isascii() and name.encode(errors="replace").decode() != name:
+                raise ValueError(f"the class {name!r} is not UTF-8: rename it")
         alike: dict[str, str] = {}
         for name in classes:
             other = alike.setdefault(tidy(name).casefold(), name)
@@ -48,6 +51,11 @@ class ClassList(FrozenModel):
                 f"give {len(self.classes) + 1}"
             )
         return self
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The label of each class, by its tidy name."""
+        return {tidy(name): label for label, name in enumerate(self.classes, start=1)}
 
     @property
     def colours(self) -> tuple[Colour, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from toco_core.errors import DataError
 from toco_core.images import opened
@@ -15,6 +16,10 @@ from toco_core.rgb import RefusedImageError, to_rgb
 
 _BINARY_THRESHOLD = 127
 _SILHOUETTES = ({IGNORE_INDEX}, {0, IGNORE_INDEX})
+_GREY_TOLERANCE, _DARK = 40, 48  # of 255: JPEG colours black and white a little
+_FEW, _MANY = 0.02, 0.3  # shares of the pixels
+_MAX_COLOURS = 256
+_COLOUR_MODES = ("RGB", "RGBA", "CMYK", "YCbCr")
 _LABEL_MODES = ("P", "L", "1")  # palette, grey, one bit: the images whose numbers are labels
 
 
@@ -84,11 +89,40 @@ class BinaryMask:
         """Return the labels, uint8 ``[H, W]``: 0 or ``label``.
 
         Raises:
-            DataError: The image cannot be read.
+            DataError: The image cannot be read, or is no silhouette.
         """
         with opened(self.path, what="mask") as image:
-            grey = np.asarray(to_rgb(image).convert("L"))
+            colours = np.asarray(to_rgb(image))
+            _refuse_what_is_no_silhouette(colours)
+        grey = colours.max(axis=2)
         return np.where(grey > _BINARY_THRESHOLD, self.label, 0).astype(np.uint8)
+
+
+def _what_it_looks_like(image: Image.Image) -> str:
+    """Say what an image of another mode than a mask's may be, and what to do."""
+    if image.mode not in _COLOUR_MODES:
+        return "convert it"
+    if image.convert("RGB").getcolors(_MAX_COLOURS) is None:
+        return "it looks like a photograph: put the mask there"
+    return "it looks like a mask with a colour for each class: write the label of the class instead of its colour"
+
+
+def _refuse_what_is_no_silhouette(colours: UInt8Array) -> None:
+    """Refuse an image, uint8 ``[H, W, 3]``, that holds colours, many greys, or numbers of labels."""
+    low, high = colours.min(axis=2), colours.max(axis=2)
+    if (high - low > _GREY_TOLERANCE).mean() > _FEW:
+        raise RefusedImageError(
+            "it holds colours, expected white on the object and black elsewhere; it looks like a photograph or a mask "
+            "with a colour for each class: put the silhouette there, or the label numbers in masks/"
+        )
+    if ((low > _DARK) & (high < 255 - _DARK)).mean() > _MANY:
+        raise RefusedImageError(
+            "it is a grey photograph, expected white on the object and black elsewhere; put the silhouette there"
+        )
+    if 0 < high.max() <= _DARK:
+        raise RefusedImageError(
+            f"its levels go from 0 to {high.max()}, expected white (255) on the object and black elsewhere; convert it"
+        )
 
 
 def read_labels(path: Path, *, refuse_binary: bool = False) -> UInt8Array:
@@ -105,7 +139,8 @@ def read_labels(path: Path, *, refuse_binary: bool = False) -> UInt8Array:
         image.load()
         if image.mode not in _LABEL_MODES:
             raise RefusedImageError(
-                f"its mode is {image.mode}, expected a palette or 8-bit grey PNG whose numbers are labels; convert it"
+                f"its mode is {image.mode}, expected a palette or 8-bit grey PNG whose numbers are labels; "
+                f"{_what_it_looks_like(image)}"
             )
         labels = np.array(image, dtype=np.uint8)
     if refuse_binary and image.mode == "L" and set(np.unique(labels).tolist()) in _SILHOUETTES:

@@ -7,9 +7,17 @@ from pathlib import Path
 from toco_core.errors import DataError
 from toco_core.text import listed
 from toco_train.config import DataConfig
-from toco_train.data.readers.coco import is_coco, open_coco
-from toco_train.data.readers.folder import IMAGES_FOLDER, class_folders, open_class_folders, open_labelled_folder
+from toco_train.data.readers.coco import is_coco, open_coco, open_coco_splits
+from toco_train.data.readers.folder import (
+    IMAGES_FOLDER,
+    LabelledFolder,
+    class_folders,
+    open_class_folders,
+    open_labelled_folder,
+)
 from toco_train.data.readers.label_table import LABELS_FILE
+from toco_train.data.readers.left_out import MASKS_FOLDER, UNREAD_SUFFIXES
+from toco_train.data.readers.split_folders import COCO_FILE, SplitFolders, find_split_folders
 from toco_train.data.readers.voc import is_voc, open_voc
 from toco_train.data.source import DataSource
 from toco_train.data.splitting import SplitRule
@@ -57,11 +65,24 @@ def _open(path: Path, config: DataConfig, seed: int) -> DataSource:
     _refuse(config, "not COCO", _COCO_YEAR)
     rule = SplitRule(config.val_fraction, config.group_by, seed)
     if (path / LABELS_FILE).is_file():
-        return open_labelled_folder(path, no_class=config.no_class, rule=rule)
+        whole = LabelledFolder(path / LABELS_FILE, path / IMAGES_FOLDER, path / MASKS_FOLDER)
+        return open_labelled_folder(path, no_class=config.no_class, rule=rule, parts={None: whole})
+    if splits := find_split_folders(path):
+        return _open_splits(path, splits, config, rule)
     folders = class_folders(path)
     if not folders or IMAGES_FOLDER in folders:
         raise DataError(f"{path} is no data set: expected {_LAYOUTS}; found {_found(path)}")
     return open_class_folders(path, no_class=config.no_class, rule=rule)
+
+
+def _open_splits(path: Path, splits: SplitFolders, config: DataConfig, rule: SplitRule) -> DataSource:
+    """Open a data set whose splits are folders."""
+    if splits.kind == "coco":
+        _refuse(config, "COCO: its annotations say it", _NO_CLASS, _GROUP_BY)
+        return open_coco_splits(path, {split: folder / COCO_FILE for split, folder in splits.folders.items()})
+    if splits.kind == "table":
+        return open_labelled_folder(path, no_class=config.no_class, rule=rule, parts=splits.tables())
+    return open_class_folders(path, no_class=config.no_class, rule=rule, splits=splits.folders)
 
 
 def _refuse(config: DataConfig, what: str, *settings: tuple[str, str]) -> None:
@@ -82,7 +103,10 @@ def _complaint(missing: tuple[Path, ...]) -> str:
     first = missing[0]
     beside = sorted(entry.name for entry in first.parent.iterdir()) if first.parent.is_dir() else []
     alike = next((name for name in beside if Path(name).stem.casefold() == first.stem.casefold()), None)
+    unread = alike is not None and Path(alike).suffix.lower() in UNREAD_SUFFIXES
     hint = f", did you mean {alike!r}?" if alike else ""
+    if unread:
+        hint = f" (there is {alike}, of a kind that is not read: convert it to JPEG)"
     more = f" ({len(missing)} are missing in all)" if len(missing) > 1 else ""
     return (
         f"image {first} is missing, yet the labels name it{hint}{more}; restore what is missing "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from toco_core.errors import DataError
 from toco_core.palette import UInt8Array
 from toco_train.data.classes import ClassList
 from toco_train.data.masks import Mask
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,27 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What a reader did not use, though a user may think that it does; ``str`` is one sentence.
+
+    Attributes:
+        kind: A short name.
+        title: What it is, in the plural.
+        remedy: What follows, and what to do.
+        examples: Each of them.
+    """
+
+    kind: str
+    title: str
+    remedy: str
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        example = self.examples[0].encode(errors="backslashreplace").decode()  # a name need not be UTF-8
+        return f"{self.title}: {len(self.examples)}, for example {example}; {self.remedy}"
+
+
+@dataclass(frozen=True)
 class DataSource:
     """A data set, whatever its layout.
 
@@ -45,6 +69,7 @@ class DataSource:
         description: One sentence: where labels and splits come from.
         missing: Images that the labels name and the disk does not have; they are in neither split.
         unlisted: Images beside the others that the labels say nothing of; they are in neither split.
+        notices: What else is not used.
     """
 
     kind: str
@@ -55,11 +80,18 @@ class DataSource:
     description: str
     missing: tuple[Path, ...] = ()
     unlisted: tuple[Path, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; label i is ``classes[i - 1]``."""
         return self.class_list.classes
+
+
+def log_notices(source: DataSource) -> None:
+    """Log a warning for everything that is not used of a data set."""
+    for notice in source.notices:
+        log.warning("%s: %s", source.path, notice)
 
 
 def image_labels(sample: Sample, num_classes: int) -> npt.NDArray[np.float32]:

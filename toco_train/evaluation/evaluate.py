@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +15,16 @@ from toco_core.errors import DataError
 from toco_core.fitting import Size
 from toco_core.palette import IGNORE_INDEX
 from toco_train.config import SegmentConfig
+from toco_train.data.mask_tags import MaskKind, describe, disagreement, refuse_unusable_masks
 from toco_train.data.source import Sample, image_labels, read_mask, with_masks
-from toco_train.distributed import gathered, global_sum, shard
+from toco_train.distributed import gathered, global_sum, rank, shard
 from toco_train.evaluation.boundary_iou import boundary_counts
 from toco_train.evaluation.metrics import ClassScores, Scores, class_scores, mask_scores
 from toco_train.evaluation.miou import confusion_counts, mean_iou
 from toco_train.inference.predict import Prediction, predict
 from toco_train.models.toco import ToCo
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,24 +84,26 @@ def evaluate(
         watch: Called with each sample of this process and its prediction.
 
     Raises:
-        DataError: No sample has a mask, or an image or mask cannot be read, is of another size or holds an unknown
-            label.
+        DataError: No sample has a mask, an image or mask cannot be read, is of another size or holds an unknown
+            label, or the masks hold nothing but 0 and 255.
         ConfigError: ``crf`` without the extra.
     """
     samples = with_masks(samples)
     if not samples:
         raise DataError("no image to evaluate has a mask; evaluation needs masks, training does not")
+    refuse_unusable_masks(samples)
     own, num_labels = shard(samples), model.num_classes + 1
     confusion = torch.zeros(3, num_labels, num_labels, dtype=torch.int64)
     boundary = torch.zeros(3, num_labels + 1, num_labels + 1, dtype=torch.int64)
     similarity = torch.zeros((), dtype=torch.float64)
-    probabilities, image_iou = list[Tensor](), list[float]()
+    probabilities, image_iou, disagreements = list[Tensor](), list[float](), list[frozenset[MaskKind]]()
     was_training = model.training
     model.eval()
     try:
         for sample, prediction in zip(own, predict(model, own, scales, batch_size, segment, sizes=sizes), strict=True):
             watch(sample, prediction)
             truth = _checked_mask(sample, prediction, num_labels)
+            disagreements.append(disagreement(sample, truth.numpy()))
             masks = (
                 prediction.cam_mask(prediction.cam, background_threshold, crf=crf),
                 prediction.cam_mask(prediction.aux_cam, background_threshold, crf=crf),
@@ -112,6 +118,9 @@ def evaluate(
             progress(len(probabilities), len(own))
     finally:
         model.train(was_training)
+    said = describe(gathered(disagreements))
+    if said and rank() == 0:
+        log.warning("%s", said)
     confusion, boundary = global_sum(confusion), global_sum(boundary)
     cam, aux_cam, seg = map(mask_scores, confusion, boundary)
     tags = torch.from_numpy(np.stack([image_labels(sample, model.num_classes) for sample in samples]))

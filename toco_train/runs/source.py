@@ -10,7 +10,7 @@ from typing import Any
 from toco_core.errors import ConfigError, DataError
 from toco_train.config import DataConfig, TrainConfig
 from toco_train.data.opening import open_source
-from toco_train.data.source import DataSource
+from toco_train.data.source import DataSource, log_notices
 
 
 def open_run_source(config: TrainConfig, run: str | Path, given: Mapping[str, Any]) -> DataSource:
@@ -32,6 +32,7 @@ def open_run_source(config: TrainConfig, run: str | Path, given: Mapping[str, An
     own = bool(config.data.path) and _resolved(path) == _resolved(config.data.path)
     data = config.data if own else DataConfig()
     source = open_source(data.model_copy(update={"path": path, **given}), seed=config.seed)
+    log_notices(source)
     if config.model.classes:
         hint = "" if own or config.data.no_class is None else f"--no-class {config.data.no_class}"
         require_classes(source, config.model.classes, trained_with=hint)

@@ -116,6 +116,8 @@ class _Training:
         source, progress = self._source, self._progress
         log.info("training on %s from step %d: %d images, classes %s", source.path, progress.step, len(source.train),
                  ", ".join(source.classes))  # fmt: skip
+        for notice in source.notices:
+            log.info("%s", notice)
         self._callback.started(source, self.accelerator.device, progress)
         self._objective.train()
         with self._stop:

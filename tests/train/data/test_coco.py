@@ -168,7 +168,8 @@ def test_boxes_without_outlines_give_labels_and_no_mask(tmp_path):
 
 def test_the_instances_file_is_read_once_until_it_changes(coco, monkeypatch):
     calls = []
-    monkeypatch.setattr(coco_index, "_checked", lambda path, real=coco_index._checked: calls.append(path) or real(path))
+    read = coco_index.read_content
+    monkeypatch.setattr(coco_index, "read_content", lambda path: calls.append(path) or read(path))
     for _ in range(3):
         opened(coco)
         read_mask(opened(coco).val[0])
@@ -242,13 +243,19 @@ def edit(**changes):
     [
         (lambda p: (p / "annotations" / "instances_train2017.json").write_text("{"), "train2017.json is not JSON"),
         (lambda p: (p / "annotations" / "instances_train2017.json").write_text("[]"), "is no COCO instances file"),
-        (edit(images=[{"id": 1}]), "is no COCO instances file (KeyError: 'file_name')"),
+        (edit(images=[{"id": 1}]), "none of its images can be used, the first: image 1 has no usable file name"),
         (
             edit(images=[{"id": 9, "file_name": "9.jpg", "height": 8, "width": 10}] * 2, annotations=[]),
-            "lists 2 images, of which 1 have a number of their own, a file name and a size",
+            "none of its images can be used, the first: image 9 is listed twice, as 9.jpg and as 9.jpg",
         ),
-        (edit(annotations=annotations((9, 5, SQUARE))), "1 annotations belong to no image or no category of the file"),
-        (edit(annotations=annotations((1, 3, SQUARE))), "the first to image 1 and category 3; mend the file"),
+        (
+            edit(annotations=annotations((9, 5, SQUARE))),
+            "annotation 0 of image 9 (000000000009.jpg) is of the category 5, which",
+        ),
+        (
+            edit(annotations=annotations((1, 3, SQUARE))),
+            "annotation 0 belongs to the image 1, which is not listed; correct",
+        ),
         (edit(categories=[{"id": 3, "name": "a"}, {"id": 7, "name": "b"}, {"id": 90, "name": "c"}]), "must be equal"),
         (lambda p: shutil.rmtree(p / "annotations"), "looks like COCO but has no annotations/instances_train*.json"),
         (

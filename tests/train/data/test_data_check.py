@@ -189,16 +189,18 @@ def test_a_class_that_no_training_image_shows_is_named(shapes):
         (Image.new("L", (40, 36), 2), None),
     ],
 )
-def test_a_mask_that_does_not_fit_would_stop_training_where_it_is_scored(photos, mask, problem):
+def test_a_mask_that_does_not_fit_would_stop_training_where_it_is_scored_and_is_named_elsewhere(photos, mask, problem):
     (photos.path / "masks").mkdir()
     source = open_source(DataConfig(path=str(photos.path)), seed=0)
     for sample in (source.train[0], source.val[0]):
         mask.save(photos.path / "masks" / f"{sample.name}.png")
     found = photos.report()
     assert found.training_would_fail == (problem is not None)
-    problems = [example for finding in found.findings for example in finding.examples]
-    assert len(problems) == (problem is not None)
-    assert all(f"masks/{source.val[0].name}.png {problem}" in text for text in problems)
+    problems = {finding.kind: finding.examples for finding in found.findings}
+    for kind, sample in (("bad_mask", source.val[0]), ("bad_training_mask", source.train[0])):
+        examples = problems.get(kind, ())
+        assert len(examples) == (problem is not None)
+        assert all(f"masks/{sample.name}.png {problem}" in text for text in examples)
 
 
 def test_no_training_image_and_no_class_would_stop_training(shapes):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from toco_core.errors import DataError
@@ -13,7 +14,8 @@ from toco_core.images import IMAGE_SUFFIXES
 from toco_train.data.classes import found_classes
 from toco_train.data.readers.coco_index import CocoIndex
 from toco_train.data.readers.coco_masks import CocoMask
-from toco_train.data.source import DataSource, Sample
+from toco_train.data.readers.left_out import UNREAD_SUFFIXES, left_out
+from toco_train.data.source import DataSource, Notice, Sample
 
 _INSTANCES = re.compile(r"instances_(train|val)(\d*)\.json")
 _IMAGE_FOLDER = re.compile(r"(train|val)20\d\d")
@@ -39,7 +41,34 @@ def open_coco(path: Path, year: int | None) -> DataSource:
         DataError: Annotations or images are missing or cannot be read, or several years are there and none is named.
         ConfigError: The category names cannot be used.
     """
-    splits = _splits(path, _year(path, year))
+    return _open_splits(path, _splits(path, _year(path, year)))
+
+
+def open_coco_splits(path: Path, instances: Mapping[str, Path]) -> DataSource:
+    """Open COCO as Roboflow writes it: each split a folder with its images and their instances file.
+
+    Where there is no ``val``, ``test`` is used; beside a ``val`` it is left out.
+
+    Args:
+        path: The folder of the data set.
+        instances: The instances file of train, val and test.
+
+    Raises:
+        DataError: See ``open_coco``.
+        ConfigError: See ``open_coco``.
+    """
+    held_back = "val" if "val" in instances else "test"
+    splits = [_Split("train", instances["train"], instances["train"].parent)]
+    if held_back in instances:
+        splits.append(_Split("val", instances[held_back], instances[held_back].parent))
+    source = _open_splits(path, splits)
+    if held_back == "val" and "test" in instances:
+        source = replace(source, description=f"{source.description}; {instances['test'].parent.name}/ left out")
+    return source
+
+
+def _open_splits(path: Path, splits: Sequence[_Split]) -> DataSource:
+    """Open the splits that have images."""
     if not any(split.images for split in splits):
         wanted = " or ".join(split.name for split in splits)
         raise DataError(f"{path} has COCO annotations but no folder {wanted} with images; unpack the images there")
@@ -51,6 +80,7 @@ def open_coco(path: Path, year: int | None) -> DataSource:
         )
     origin = next(iter(opened)).instances
     read = {split.kind: _read_split(split, index) for split, index in opened.items()}
+    problems = tuple(f"{split.instances} {one}" for split, index in opened.items() for one in index.problems)
     return DataSource(
         kind="COCO",
         path=path,
@@ -61,7 +91,17 @@ def open_coco(path: Path, year: int | None) -> DataSource:
         + " and ".join(f"{s.instances.name} ({s.images.name if s.images else 'no images, left out'})" for s in splits),
         missing=tuple(path for split in read.values() for path in split.missing),
         unlisted=tuple(path for split in read.values() for path in split.unlisted),
+        notices=(*_bad_entries(problems), *(notice for split in read.values() for notice in split.notices)),
     )
+
+
+def _bad_entries(problems: tuple[str, ...]) -> tuple[Notice, ...]:
+    title = "entries of the annotations that cannot be used"
+    remedy = (
+        "correct them: an image with an outline that cannot be drawn has no mask to score with, one with an unknown "
+        "category is left out"
+    )
+    return (Notice("bad_annotation", title, remedy, problems),) if problems else ()
 
 
 class _Split(NamedTuple):
@@ -82,6 +122,7 @@ class _ReadSplit(NamedTuple):
     samples: tuple[Sample, ...]
     missing: tuple[Path, ...]
     unlisted: tuple[Path, ...]
+    notices: tuple[Notice, ...]
 
 
 def _names(path: Path) -> list[str]:
@@ -129,26 +170,53 @@ def _read_split(split: _Split, index: CocoIndex) -> _ReadSplit:
     folder = split.images or split.instances.parent
     on_disk = set(_names(folder))
     listed = list(index.images())
+    places = _places(folder, [image.file_name for image in listed], on_disk)
+    unread = {name for name in on_disk if Path(name).suffix.lower() in UNREAD_SUFFIXES}
+    found = [(image, place) for image in listed if (place := places.get(image.file_name)) is not None]
+    samples = tuple(
+        Sample(
+            name=_without_suffix(place),
+            image=folder / place,
+            labels=image.labels,
+            mask=CocoMask(split.instances, image.id) if image.has_mask else None,
+        )
+        for image, place in found
+        if image.usable and place not in unread
+    )
+    listed_places = set(places.values())
+    images = {name for name in on_disk if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    used = {folder / name for name in {*listed_places, *images} - unread}
     return _ReadSplit(
-        samples=tuple(
-            Sample(
-                name=image.file_name.rpartition(".")[0],
-                image=folder / image.file_name,
-                labels=image.labels,
-                mask=CocoMask(split.instances, image.id) if image.has_mask else None,
-            )
-            for image in listed
-            if _is_there(folder, image.file_name, on_disk)
-        ),
-        missing=tuple(folder / i.file_name for i in listed if not _is_there(folder, i.file_name, on_disk)),
-        unlisted=tuple(_unlisted(folder, on_disk, {image.file_name for image in listed})),
+        samples=samples,
+        missing=tuple(folder.joinpath(*_parts_inside(i.file_name)) for i in listed if i.file_name not in places),
+        unlisted=tuple(folder / name for name in sorted(images - listed_places)),
+        notices=left_out(folder, used),
     )
 
 
-def _is_there(folder: Path, file_name: str, on_disk: set[str]) -> bool:
-    """Tell whether an image is there, with a look at the disk only for one in a sub-folder."""
-    return file_name in on_disk or ("/" in file_name and (folder / file_name).is_file())
+def _places(folder: Path, file_names: Iterable[str], on_disk: set[str]) -> dict[str, str]:
+    """Return where in the folder each image lies, as far as it is there: nothing outside the folder is looked at.
+
+    It is at its path below the folder, or under its name alone if no other image is.
+    """
+    places: dict[str, str] = {}
+    by_name: dict[str, list[str]] = {}
+    for file_name in file_names:
+        parts = _parts_inside(file_name)
+        inside = "/".join(parts) == file_name
+        if file_name in on_disk or (inside and len(parts) > 1 and os.path.isfile(folder / file_name)):  # noqa: PTH113
+            places[file_name] = file_name
+        elif parts and parts[-1] in on_disk:
+            by_name.setdefault(parts[-1], []).append(file_name)
+    taken = set(places.values())
+    return places | {names[0]: name for name, names in by_name.items() if len(names) == 1 and name not in taken}
 
 
-def _unlisted(folder: Path, on_disk: set[str], listed: set[str]) -> Iterable[Path]:
-    return (folder / name for name in sorted(on_disk - listed) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+def _parts_inside(file_name: str) -> list[str]:
+    """Return the parts of a path without those that lead out of the folder it is given for."""
+    return [part for part in file_name.split("/") if part not in ("", ".", "..")]
+
+
+def _without_suffix(place: str) -> str:
+    path = PurePosixPath(place)
+    return path.with_suffix("").as_posix() if path.suffix.lower() in IMAGE_SUFFIXES else place

@@ -13,40 +13,41 @@ import logging
 import os
 import sqlite3
 import zlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from toco_core.errors import DataError
 from toco_core.files import atomic_path
+from toco_train.data.readers.coco_content import CocoContent, read_content
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of the index: another one is made anew
+_VERSION = 2  # of the index: another one is made anew
 
 # no journal: the file is renamed into its place when it is whole
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
 CREATE TABLE category (label INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE image (
-    position INTEGER PRIMARY KEY, id INTEGER UNIQUE, file_name TEXT, labels TEXT, has_mask INTEGER,
+    position INTEGER PRIMARY KEY, id INTEGER UNIQUE, file_name TEXT, labels TEXT, has_mask INTEGER, usable INTEGER,
     height INTEGER, width INTEGER, objects BLOB
 );
+CREATE TABLE problem (position INTEGER PRIMARY KEY, sentence TEXT);
 """
 
 
 class CocoImage(NamedTuple):
-    """What an instances file says of an image, but for the outlines."""
+    """What an instances file says of an image, but for the outlines; see ``ListedImage``."""
 
     id: int
     file_name: str
     labels: tuple[int, ...]
     has_mask: bool
+    usable: bool
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class CocoIndex:
             state = instances.stat()
         except OSError as error:
             raise DataError(f"cannot read {instances}: {error.strerror}; restore it") from error
-        key = f"{_VERSION} {instances} {state.st_size} {state.st_mtime_ns}"
-        name = f"{instances.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        key = os.fsencode(f"{_VERSION} {instances} {state.st_size} {state.st_mtime_ns}")
+        name = f"{instances.stem}-{hashlib.sha256(key).hexdigest()[:16]}"
         index = cls(instances, cache_folder() / "coco" / name)
         if not index.database.is_file():
             index._build()
@@ -91,12 +92,17 @@ class CocoIndex:
 
     def images(self) -> Iterator[CocoImage]:
         """Yield the images in the order of the instances file."""
-        rows = self._select("SELECT id, file_name, labels, has_mask FROM image ORDER BY position")
-        for number, file_name, labels, has_mask in rows:
-            yield CocoImage(number, file_name, tuple(json.loads(labels)), bool(has_mask))
+        rows = self._select("SELECT id, file_name, labels, has_mask, usable FROM image ORDER BY position")
+        for number, file_name, labels, has_mask, usable in rows:
+            yield CocoImage(number, file_name, tuple(json.loads(labels)), bool(has_mask), bool(usable))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the entries that cannot be used, in the order of the file."""
+        return tuple(sentence for (sentence,) in self._select("SELECT sentence FROM problem ORDER BY position"))
 
     def outlines(self, image_id: int) -> tuple[int, int, list[tuple[int, bool, Any]]]:
-        """Return height, width and the objects of an image: label, whether it is a crowd, segmentation."""
+        """Return height, width and the objects of an image with a mask: label, whether it is a crowd, segmentation."""
         query = "SELECT height, width, objects FROM image WHERE id = ?"
         height, width, objects = next(iter(self._select(query, image_id)))
         return height, width, json.loads(zlib.decompress(objects))
@@ -104,7 +110,7 @@ class CocoIndex:
     def _select(self, query: str, *values: object) -> list[Any]:
         try:
             with closing(
-                sqlite3.connect(f"file:{quote(str(self.database))}?mode=ro&immutable=1", uri=True)
+                sqlite3.connect(f"file:{quote(os.fsencode(self.database))}?mode=ro&immutable=1", uri=True)
             ) as database:
                 return database.execute(query, values).fetchall()
         except sqlite3.Error as error:
@@ -115,12 +121,14 @@ class CocoIndex:
     def _build(self) -> None:
         """Read the instances file and write the database, whole or not at all."""
         log.info("reading %s once; what is needed of it is kept in %s", self.instances, self.folder)
-        content = _checked(self.instances)
+        content = read_content(self.instances)
         try:
             with atomic_path(self.database) as temporary, closing(sqlite3.connect(temporary)) as database:
                 database.executescript(_SCHEMA)
-                database.executemany("INSERT INTO category VALUES (?, ?)", enumerate(_names(content), start=1))
-                database.executemany("INSERT INTO image VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)", _rows(content))
+                database.executemany("INSERT INTO category VALUES (?, ?)", enumerate(content.categories, start=1))
+                database.executemany("INSERT INTO image VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", _rows(content))
+                problems = ((_printable(sentence),) for sentence in content.problems)
+                database.executemany("INSERT INTO problem VALUES (NULL, ?)", problems)
                 database.commit()
         except (OSError, sqlite3.Error) as error:
             raise DataError(
@@ -134,57 +142,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toco"
 
 
-def _names(content: Mapping[str, Any]) -> list[str]:
-    """Return the category names in label order."""
-    return [str(category["name"]) for category in content["categories"]]
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
-def _rows(content: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
+def _rows(content: CocoContent) -> Iterator[tuple[object, ...]]:
     """Yield the database's row of each image, but for its position."""
-    labels = {category["id"]: label for label, category in enumerate(content["categories"], start=1)}
-    objects = defaultdict(list)
-    for one in content["annotations"]:
-        entry = (labels[one["category_id"]], bool(one.get("iscrowd")), one.get("segmentation"))
-        objects[one["image_id"]].append(entry)
-    for image in content["images"]:
-        shown = objects[image["id"]]
-        present = json.dumps(sorted({label for label, _, _ in shown}))
-        has_mask = all(segmentation for _, _, segmentation in shown)
-        outlines = zlib.compress(json.dumps(shown).encode(), level=1)
-        yield image["id"], image["file_name"], present, has_mask, image["height"], image["width"], outlines
-
-
-def _checked(instances: Path) -> dict[str, Any]:
-    """Read an instances file, its categories in the order of their ids.
-
-    Raises:
-        DataError: It is not JSON, lacks something, or contradicts itself.
-    """
-    try:
-        content: dict[str, Any] = json.loads(instances.read_bytes())
-        content["categories"] = sorted(content["categories"], key=itemgetter("id"))
-        categories = {category["id"] for category in content["categories"] if category["name"]}
-        images = {image["id"] for image in content["images"] if image["file_name"] and image["height"] * image["width"]}
-        strangers = [
-            one
-            for one in content["annotations"]
-            if one["category_id"] not in categories or one["image_id"] not in images
-        ]
-    except ValueError as error:
-        raise DataError(f"{instances} is not JSON ({error}); download it again") from error
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{instances} is no COCO instances file ({type(error).__name__}: {error}); expected images, categories and "
-            "annotations as in COCO's own"
-        ) from error
-    if len(images) < len(content["images"]):
-        raise DataError(
-            f"{instances} lists {len(content['images'])} images, of which {len(images)} have a number of their own, a "
-            "file name and a size; mend the file"
-        )
-    if strangers:
-        raise DataError(
-            f"{instances}: {len(strangers)} annotations belong to no image or no category of the file, the first to "
-            f"image {strangers[0]['image_id']} and category {strangers[0]['category_id']}; mend the file"
-        )
-    return content
+    for image in content.images:
+        present = json.dumps(sorted({label for label, _, _ in image.objects}))
+        height, width = image.size or (0, 0)
+        outlines = zlib.compress(json.dumps(image.objects if image.has_mask else []).encode(), level=1)
+        yield image.number, image.file_name, present, image.has_mask, image.usable, height, width, outlines
