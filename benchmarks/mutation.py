@@ -261,7 +261,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     share = report["killed"] / report["mutants"]
     rows.append(["all", str(report["mutants"]), str(report["killed"]), f"{100 * share:.1f} %"])
     survivors = [
-        [f"{found['file']}:{found['line']}", f"`{cell(found['before'])}`", f"`{cell(found['after'])}`", found["reason"]]
+        [f"{found['file']}:{found['line']}", f"`{found['before']}`", f"`{found['after']}`", found["reason"]]
         for found in report["results"]
         if not found["killed"]
     ]
@@ -278,11 +278,6 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             markdown_table(("place", "before", "after", "reason"), survivors),
         ]
     )
-
-
-def cell(code: str) -> str:
-    """Return code for a cell of a Markdown table."""
-    return code.replace("|", "\\|")
 
 
 if __name__ == "__main__":

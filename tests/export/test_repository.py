@@ -7,12 +7,18 @@ from pathlib import Path
 import onnx
 import pytest
 from google.protobuf import text_format
-from toy_model import artefact, toy_manifest, write_toy_onnx, write_toy_repository
 from tritonclient.grpc import model_config_pb2 as triton
 
+from tests.serve.toy_model import artefact, toy_manifest, write_toy_onnx, write_toy_repository
 from toco_core.errors import ExportError
 from toco_core.manifest import Artefact, Profile, Shape, read_manifest
 from toco_export.repository import artefact_folder, complete_repository, model_config
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the toy network; read only."""
+    return write_toy_repository(tmp_path_factory.mktemp("toy") / "repository")
 
 
 @pytest.fixture
