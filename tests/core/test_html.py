@@ -12,11 +12,11 @@ from toco_core.html import image_strip, render
 def test_every_text_of_a_page_is_escaped():
     strip = image_strip({"<title>": np.zeros((4, 4, 3), np.uint8)}, "<caption>")
     page = render(
-        "toco_export.reports", "export_report.html.j2", backbone="<backbone>", verdict="<verdict>",
+        "toco_export.reports", "export_report.html.j2", backbone="<backbone>", verdict="<verdict>", size_note="<size>",
         failures=["<failure>"], tables=[("<table-title>", ["<column>"], [["<cell>"]])], notes=["<note>"],
         strips=[strip],
     )  # fmt: skip
-    for name in ("backbone", "verdict", "failure", "table-title", "column", "cell", "note", "caption"):
+    for name in ("backbone", "verdict", "size", "failure", "table-title", "column", "cell", "note", "caption"):
         assert f"<{name}>" not in page
         assert f"&lt;{name}&gt;" in page
     assert f'<img alt="&lt;title&gt;" src="{strip.sources["<title>"]}">&lt;title&gt;</div>' in page
