@@ -160,7 +160,7 @@ def test_toco_predict_reads_each_image_once_and_lists_failures_in_the_order_of_t
     assert Image.open(tmp_path / "out" / "a.overlay.jpg").size == (40, 40)
     failed = json.loads((tmp_path / "out" / "predictions.json").read_text())["failed"]
     assert [failure["image"] for failure in failed] == [images[0], images[2]]
-    assert failed[0]["error"].startswith(f"{images[0]}: the data is 8 bytes of text")
+    assert failed[0]["error"].startswith(f"{images[0]}: the image cannot be read: it is text")
     assert failed[1]["error"].startswith(f"cannot read {images[2]}: no such file")
 
 
