@@ -39,7 +39,7 @@ REASONS = "mutation-reasons.yaml"
 METHOD = "tests/train/method"
 SERVED = "tests/serve/triton_models"
 MODELS = "tests/train/models"
-WHOLE_STEP = (f"{METHOD}/test_golden.py", f"{METHOD}/test_step.py")
+WHOLE_STEP = (f"{METHOD}/test_golden.py", f"{METHOD}/test_whole_step.py", f"{METHOD}/test_step.py")
 # Which tests are run on the mutants of a file: those of the first pattern that fits, in this order.
 TESTS: dict[str, tuple[str, ...]] = {
     "toco_train/method/cam.py": (f"{METHOD}/test_cam.py", *WHOLE_STEP),
@@ -48,18 +48,15 @@ TESTS: dict[str, tuple[str, ...]] = {
     "toco_train/method/local_crops.py": (f"{METHOD}/test_local_crops.py", *WHOLE_STEP),
     "toco_train/method/par.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
     "toco_train/method/losses/dense_energy.py": (
-        f"{METHOD}/test_dense_energy.py",
-        f"{METHOD}/test_losses.py",
-        *WHOLE_STEP,
+        f"{METHOD}/test_dense_energy.py", f"{METHOD}/test_losses.py", *WHOLE_STEP,
     ),
     "toco_train/method/losses/*.py": (f"{METHOD}/test_losses.py", *WHOLE_STEP),
     "toco_train/method/*.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
+    "toco_train/models/normalize.py": WHOLE_STEP,
     "toco_train/models/pretrained.py": (f"{MODELS}/test_network.py", f"{MODELS}/test_pretrained.py"),
     "toco_train/models/published_weights.py": (f"{METHOD}/test_golden.py",),
     "toco_train/models/vit.py": (
-        f"{MODELS}/test_network.py",
-        f"{MODELS}/test_model.py",
-        f"{MODELS}/test_pretrained.py",
+        f"{MODELS}/test_network.py", f"{MODELS}/test_model.py", f"{MODELS}/test_pretrained.py",
     ),
     "toco_train/models/*.py": (f"{MODELS}/test_network.py", f"{MODELS}/test_heads.py", f"{MODELS}/test_model.py"),
     "toco_export/graph.py": ("tests/export/onnx/test_exported_forms.py", "tests/export/onnx/test_graph.py"),
