@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from toco_core.config import read_yaml
 from toco_core.errors import ExportError, RunError
-from toco_core.fitting import Size
+from toco_core.fitting import Size, round_to_patches
 from toco_core.manifest import MANIFEST_FILE, Precision, Profile
 from toco_core.palette import IGNORE_INDEX
 from toco_core.text import one_line
@@ -103,7 +103,7 @@ def _check_served(model: ToCo) -> None:
     if image_size % patch:
         raise ExportError(
             f"the run's image size {image_size} is not a multiple of the patch size {patch}; "
-            f"set image_size in its config.yaml to {max(1, round(image_size / patch)) * patch}"
+            f"set image_size in its config.yaml to {round_to_patches(image_size, patch)}"
         )
     if num_classes >= IGNORE_INDEX:
         raise ExportError(f"the run has {num_classes} classes; a mask is bytes and serves at most {IGNORE_INDEX - 1}")

@@ -71,7 +71,7 @@ def describe_sizes(sizes: Sequence[Size], run_sizes: Sequence[Size], scores: Siz
     dropped = [size for size in run_sizes if size not in sizes]
     if not dropped:
         return ""
-    text = f"Not served, of the run's {len(run_sizes)} sizes: {_listed(dropped)}; images are fitted to {_listed(sizes)}"
+    text = f"Not served, of the run's {len(run_sizes)} sizes: {_named(dropped)}; images are fitted to {_named(sizes)}"
     if scores is None:
         return f"{text}, and the score with these was not computed: it needs the run's data, with masks."
     return (
@@ -80,5 +80,5 @@ def describe_sizes(sizes: Sequence[Size], run_sizes: Sequence[Size], scores: Siz
     )
 
 
-def _listed(sizes: Sequence[Size]) -> str:
+def _named(sizes: Sequence[Size]) -> str:
     return ", ".join(f"{height}x{width}" for height, width in sizes)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toco_core.errors import ConfigError
-from toco_core.fitting import Size
+from toco_core.fitting import Size, round_to_patches
 from toco_core.images import read_image
 from toco_train.data.source import Sample
 from toco_train.inference.predict import mean_token_similarity, network_inputs, predict, resized
@@ -157,7 +157,7 @@ def timm_subject(
     if side % patch or side < patch:
         raise ConfigError(
             f"image size {side} px is not a multiple of the patch size {patch} of {timm_id}: "
-            f"give {max(1, round(side / patch)) * patch}"
+            f"give {round_to_patches(side, patch)}"
         )
     return Subject(name, backbone.to(device).eval(), side, tuple(data["mean"]), tuple(data["std"]))
 

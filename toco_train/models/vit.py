@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from toco_core.errors import ConfigError, ImageSizeError
+from toco_core.fitting import round_to_patches
 from toco_core.text import nearest
 from toco_train.config import ViTSpec
 from toco_train.kernels.token_linear import use_token_linear
@@ -169,7 +170,7 @@ class Backbone(nn.Module):
 
 def scaled_sides(sides: Sequence[int], scale: float, patch_size: int) -> torch.Size:
     """Return image sides times a scale, each rounded to a multiple of the patch size, at least one patch."""
-    return torch.Size(max(1, round(side * scale / patch_size)) * patch_size for side in sides)
+    return torch.Size(round_to_patches(side * scale, patch_size) for side in sides)
 
 
 def _bicubic_matrix(number: int, size: int, like: Tensor) -> Tensor:
