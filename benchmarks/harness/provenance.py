@@ -50,6 +50,6 @@ def provenance_text(found: Mapping[str, Any]) -> str:
 
 
 def save_report(path: Path, result: Mapping[str, Any], text: str) -> None:
-    """Write a report as ``path.json`` and ``path.md``."""
+    """Write a report to ``path`` with .json and with .md added."""
     write_atomic(path.with_name(path.name + ".json"), json.dumps(result, indent=1) + "\n")
     write_atomic(path.with_name(path.name + ".md"), text + "\n")

@@ -13,7 +13,6 @@ from toco_core.palette import UInt8Array
 from toco_serve.client.answer_formats import AnswerFormat, check_answer_format
 from toco_serve.client.connection import DEFAULT_URL, Tls, channel_arguments
 from toco_serve.client.images import ImageInput
-from toco_serve.client.protocol import connect
 from toco_serve.client.retry import Retry
 from toco_serve.client.segmentation import Outcome, Segmentation
 from toco_serve.client.steps import Call, Exchange, Step, T, Work
@@ -56,7 +55,7 @@ class Client:
         # gRPC is slow to import: only who connects to a server waits for it.
         from tritonclient import grpc  # noqa: PLC0415
 
-        from toco_serve.client.protocol import Conversation  # noqa: PLC0415
+        from toco_serve.client.protocol import Conversation, connect  # noqa: PLC0415
         from toco_serve.client.shared_memory import SharedMemoryPool  # noqa: PLC0415
 
         check_answer_format(answer_format)
