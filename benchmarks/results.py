@@ -53,6 +53,7 @@ KINDS = (
     Kind("inference", "Inference", "How fast is one batch in each runtime?", r"(448|96) px, batch (1|32) "),
     Kind("serving", "Serving", "What does Triton add to one image, and how does it behave under load?"),
     Kind("startup", "Start-up", "How long does each command take to print its help?"),
+    Kind("fuzz-readers", "Damaged data", "Does a damaged data set ever end in anything but a sentence?"),
     Kind("mutation", "Mutation", "How many small faults in the code do the tests find?"),
     Kind("gpu", "GPU", "What do the tests and benchmarks say on one machine with a GPU?"),
 )

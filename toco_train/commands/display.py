@@ -52,9 +52,10 @@ class TrainingDisplay:
             f"{source.kind} data {source.path}: {len(source.train)} images to train on, {len(source.val)} to validate, "
             f"{len(source.classes)} classes ({', '.join(source.classes)}); device {device}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
-        self._console.print(source.description, style="dim", highlight=False, soft_wrap=True)
+        self._console.print(source.description, style="dim", highlight=False, markup=False, soft_wrap=True)
         for notice in source.notices:
             self._console.print(f"warning: {notice}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         if progress.step:

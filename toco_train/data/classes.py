@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ class ClassList(FrozenModel):
             )
         return self
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, int]:
         """The label of each class, by its tidy name."""
         return {tidy(name): label for label, name in enumerate(self.classes, start=1)}

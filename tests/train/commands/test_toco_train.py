@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.train.small_runs import give_a_small_projection, refusal
+from toco_core.palette import save_mask
 from toco_train.commands.shapes import main as toco_shapes
 from toco_train.commands.train import _parse, main
 from toco_train.config import load_config
@@ -87,6 +88,7 @@ def test_training_never_opens_a_mask_and_needs_none(finished, tmp_path, monkeypa
     masks = list((data / "SegmentationClass").iterdir())
     for mask in masks:
         mask.write_bytes(b"not an image")
+    monkeypatch.setattr("toco_train.data.mask_tags.refuse_unusable_masks", lambda samples: None)  # validation's masks
     monkeypatch.setattr("toco_train.training.loop.validate", not_validated)
     assert train(data, tmp_path / "unreadable masks") == 0
     shutil.rmtree(data / "SegmentationClass")
@@ -94,6 +96,20 @@ def test_training_never_opens_a_mask_and_needs_none(finished, tmp_path, monkeypa
     assert train(data, tmp_path / "no masks") == 0
     assert losses_of(tmp_path / "no masks") == losses_of(tmp_path / "unreadable masks") == losses_of(finished / "run")
     assert (tmp_path / "no masks" / "samples" / "step_000003.png").is_file()
+
+
+def test_masks_that_validation_would_stop_at_are_refused_before_the_first_step(finished, tmp_path, capsys):
+    data = shutil.copytree(finished / "shapes", tmp_path / "data")
+    for mask in (data / "SegmentationClass").iterdir():
+        labels = np.asarray(Image.open(mask))
+        save_mask(mask, np.where(labels > 0, 255, 0).astype(np.uint8))
+    assert train(data, tmp_path / "run") == 2
+    assert "masks of tagged images hold nothing but 0 and 255" in capsys.readouterr().err
+    for mask in (data / "SegmentationClass").iterdir():
+        mask.write_bytes(b"not an image")
+    assert train(data, tmp_path / "run") == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_data_is_opened_once(finished, tmp_path, monkeypatch):

@@ -53,6 +53,12 @@ def test_a_column_for_each_class_is_understood_however_its_marks_are_spelled(pre
     assert table.understood.endswith("for example line 4: c.jpg has cat, dog")
 
 
+def test_classes_may_be_called_class1_and_class2():
+    table = read("image,class1,class2\na.jpg,1,0\nb.jpg,1,1\n")
+    assert tags(table) == {"a.jpg": {"class1"}, "b.jpg": {"class1", "class2"}}
+    assert tags(read("image,class1,class2\na.jpg,cat,\nb.jpg,cat,dog\n")) == {"a.jpg": {"cat"}, "b.jpg": {"cat", "dog"}}
+
+
 def test_minus_one_counts_as_not_present_and_the_sentence_says_so():
     table = read("image,cat,dog\na.jpg,1,-1\nb.jpg,-1,0\n")
     assert tags(table) == {"a.jpg": {"cat"}, "b.jpg": set()}

@@ -160,6 +160,19 @@ def test_a_mask_with_a_label_that_the_network_does_not_know_is_refused(tiny_mode
         evaluate(tiny_model, _samples(tmp_path, 9), scales=(1.0,), background_threshold=0.5)
 
 
+def test_masks_that_disagree_with_the_tags_are_counted_and_masks_of_0_and_255_are_refused(tiny_model, tmp_path, caplog):
+    (sample,) = _samples(tmp_path, 2)
+    with caplog.at_level("WARNING"):
+        evaluate(tiny_model, [replace(sample, labels=(1,))], scales=(1.0,), background_threshold=0.5)
+    assert "of 1 masks 1 have no pixel of a class that the image is tagged with; 1 have pixels" in caplog.text
+    labels = np.zeros((30, 40), dtype=np.uint8)
+    labels[:20] = 255
+    save_mask(tmp_path / "m.png", labels)
+    binary = replace(sample, labels=(1,), mask=LabelMask(tmp_path / "m.png"))
+    with pytest.raises(DataError, match="1 of 1 masks of tagged images hold nothing but 0 and 255"):
+        evaluate(tiny_model, [binary], scales=(1.0,), background_threshold=0.5)
+
+
 def test_evaluation_without_any_mask_is_refused(tiny_model):
     with pytest.raises(DataError, match="evaluation needs masks, training does not"):
         evaluate(tiny_model, [], scales=(1.0,), background_threshold=0.5)

@@ -17,6 +17,7 @@ from toco_train.data.readers.table_file import Row, TableFile, read_table
 from toco_train.data.readers.tag_cells import TagCell, is_empty, read_tags, refuse_number
 
 LABELS_FILE = "labels.csv"
+_SUFFIXES = IMAGE_SUFFIXES | UNREAD_SUFFIXES
 _SHOWN = 4  # names in a sentence
 
 
@@ -130,7 +131,7 @@ def _marked(
                 "1 where it is present and 0 where not"
             )
         rows.append(tuple(name for name, present in marks.items() if present))
-    spellings = dict.fromkeys(row.cell(c) for row in body for c in columns.marks if not is_empty(row.cell(c)))
+    spellings = sorted({cell for row in body for c in columns.marks if (cell := row.cell(c)) and not is_empty(cell)})
     present, absent = ([s for s in spellings if bool(is_present(s)) == wanted][:_SHOWN] for wanted in (True, False))
     how = f"one column for each class, {' or '.join(present) or '1'} is present"
     if absent:
@@ -175,4 +176,4 @@ def _sentence(columns: Columns, how: str, rows: Sequence[LabelRow]) -> str:
 def _has_suffix(cell: str) -> bool:
     """Tell whether a cell has the suffix of an image, one that is not read included."""
     _, dot, suffix = cell.rpartition(".")
-    return bool(dot) and f".{suffix.lower()}" in IMAGE_SUFFIXES | UNREAD_SUFFIXES
+    return bool(dot) and f".{suffix.lower()}" in _SUFFIXES

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +70,7 @@ class Columns(NamedTuple):
         return f"{self.header[column]!r}" if named and self.header else f"number {column + 1}"
 
 
+@lru_cache(maxsize=4096)
 def is_present(cell: str) -> bool | None:
     """Tell whether a mark says that a class is present: only 1, true, yes and the like do; None if it is no mark."""
     word = cell.casefold()
@@ -163,6 +166,8 @@ def _columns_by_header(
     unused = [c for c in others if words[c] in _UNUSED or _is_index(words[c], cells[c])]
     others = [c for c in others if c != split and c not in unused]
     named = [c for c in others if words[c].rstrip("0123456789") in _LABEL]
+    if len(named) > 1 and all(words[c] not in _LABEL and _holds_marks(cells[c]) for c in named):
+        named = []  # classes that are called class1, class2 and so on
     marks = [c for c in others if c not in named and _holds_marks(cells[c])]
     if named:
         behind = [c for c in others if c > max(named) and not (c < len(header) and header[c])]
@@ -210,10 +215,10 @@ def _holds_splits(cells: Collection[str], header: str) -> bool:
 
 def _holds_marks(cells: Collection[str]) -> bool:
     """Tell whether the cells with something in them are marks, or most are, or the others are wrong numbers."""
-    told = [cell for cell in cells if not is_empty(cell)]
-    marks = [cell for cell in told if is_present(cell) is not None]
-    numbers = all(is_number_or_boolean(cell) for cell in told if is_present(cell) is None)
-    return 2 * len(marks) > len(told) or (bool(marks) and numbers)
+    told = {cell: number for cell, number in Counter(cells).items() if not is_empty(cell)}
+    marks = sum(number for cell, number in told.items() if is_present(cell) is not None)
+    others_are_numbers = all(is_number_or_boolean(cell) for cell in told if is_present(cell) is None)
+    return 2 * marks > sum(told.values()) or (marks > 0 and others_are_numbers)
 
 
 def _is_index(word: str, cells: Sequence[str]) -> bool:

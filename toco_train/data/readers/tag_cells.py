@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +89,7 @@ def read_tags(
     return Tags(found, f"several in a cell separated by {marks}" if marks else "")
 
 
+@lru_cache(maxsize=4096)
 def is_empty(text: str) -> bool:
     """Tell whether a cell says that there is nothing, as tools write it: nothing at all, ``nan``, Python's ``None``."""
     return text.casefold() in _EMPTY or text == "None"
