@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,13 +126,12 @@ def resolve_profile(config: ExportConfig, patch_size: int, sizes: Sequence[Size]
     Raises:
         ExportError: A size is not a multiple of the patch size, or the three are not in order.
     """
-    longest = max(map(max, sizes))
-    opt = config.opt or Shape(batch=1, height=longest, width=longest)
+    height, width = max(sizes, key=math.prod)
+    opt = config.opt or Shape(batch=1, height=height, width=width)
     tuned = (opt.height, opt.width)
     if tuned not in sizes:
-        longest = max(tuned)
-        sizes = sorted({tuned, *network_sizes(longest, patch_size)})
-    smallest = min(SMALLEST_PATCHES * patch_size, *map(min, sizes))
+        sizes = sorted({tuned, *network_sizes(max(tuned), patch_size)})
+    smallest, longest = min(SMALLEST_PATCHES * patch_size, *map(min, sizes)), max(map(max, sizes))
     profile = Profile(
         min=config.min or Shape(batch=1, height=smallest, width=smallest),
         opt=opt,

@@ -1,5 +1,6 @@
 """Runs that are stopped and resumed: what comes out is what comes out of a run that was not."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.train import killed_run
@@ -25,6 +27,7 @@ from tests.train.small_runs import (
 from toco_train.commands.display import TrainingDisplay
 from toco_train.commands.train import main
 from toco_train.training import validation
+from toco_train.training.checkpoint import write_tensors
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -227,6 +230,12 @@ def test_a_run_says_which_sizes_its_scores_are_of_and_one_that_does_not_is_resum
     sizes = config["model"].pop("sizes")
     assert sizes == [[8, 32], [16, 32], [24, 32], [32, 8], [32, 16], [32, 24], [32, 32]]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    checkpoint = last_checkpoint(run)
+    with safe_open(checkpoint, framework="pt") as file:
+        ((key, state),) = file.metadata().items()
+    numbers = json.loads(state)
+    del numbers["config"]["model"]["sizes"]
+    write_tensors(checkpoint, tensors(checkpoint), {key: json.dumps(numbers)})
     assert main(["--resume", "--out", str(run)]) == 0
     for folder in (run, run / "best"):
         assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["sizes"] == sizes
