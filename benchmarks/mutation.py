@@ -48,7 +48,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "toco_train/method/local_crops.py": (f"{METHOD}/test_local_crops.py", *WHOLE_STEP),
     "toco_train/method/par.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
     "toco_train/method/losses/dense_energy.py": (
-        f"{METHOD}/test_dense_energy.py", f"{METHOD}/test_losses.py", *WHOLE_STEP,
+        f"{METHOD}/test_dense_energy.py", f"{METHOD}/test_losses.py", f"{METHOD}/test_whole_step.py",
     ),
     "toco_train/method/losses/*.py": (f"{METHOD}/test_losses.py", *WHOLE_STEP),
     "toco_train/method/*.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),

@@ -101,7 +101,7 @@ def test_a_misfit_names_what_is_missing_left_over_and_of_another_shape():
     assert not describe_misfit(expected, expected)
     many = tensors(**{f"k{number:02d}": (1,) for number in range(12)})
     ten = ", ".join(f"k{number:02d}" for number in range(10))
-    assert describe_misfit(many, {}) == f"12 missing ({ten}, and 2 more)"
+    assert describe_misfit(many, {}) == f"12 missing ({ten} and 2 more)"
     assert describe_misfit({name: many[name] for name in list(many)[:10]}, {}) == f"10 missing ({ten})"
 
 
