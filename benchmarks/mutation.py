@@ -48,7 +48,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "toco_train/method/local_crops.py": (f"{METHOD}/test_local_crops.py", *WHOLE_STEP),
     "toco_train/method/par.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
     "toco_train/method/losses/dense_energy.py": (
-        f"{METHOD}/test_dense_energy.py", f"{METHOD}/test_losses.py", *WHOLE_STEP,
+        f"{METHOD}/test_dense_energy.py", f"{METHOD}/test_losses.py", f"{METHOD}/test_whole_step.py",
     ),
     "toco_train/method/losses/*.py": (f"{METHOD}/test_losses.py", *WHOLE_STEP),
     "toco_train/method/*.py": (*WHOLE_STEP, f"{METHOD}/test_cam.py"),
@@ -66,7 +66,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "triton_models/toco_image/1/model.py": (
         f"{SERVED}/test_toco_image_model.py", "tests/serve/client/test_served_images.py",
     ),
-    "toco_core/rle.py": ("tests/serve/client/test_polygons.py",),
+    "toco_core/rle.py": ("tests/core/test_rle.py", "tests/serve/client/test_polygons.py",),
     "toco_core/rgb.py": ("tests/core/test_images.py", "tests/core/test_one_reader.py"),
     "toco_core/fitting.py": ("tests/core/test_fitting.py", "tests/serve/test_one_size_everywhere.py"),
 }  # fmt: skip

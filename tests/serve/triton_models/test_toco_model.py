@@ -159,8 +159,10 @@ def test_without_a_gpu_that_onnx_runtime_sees_int8_is_opened_before_fp32(code, m
     assert code.pb_utils.warnings == []
 
 
-def test_the_threads_of_a_session_are_all_processors_unless_a_number_is_given(code):
+def test_the_threads_of_a_session_are_all_its_processors_unless_a_number_is_given(code, monkeypatch):
     assert code.cpu_options(0).intra_op_num_threads == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {2, 5, 7}}.__getitem__)  # of this process
+    assert code.cpu_options(0).intra_op_num_threads == 3
     options = code.cpu_options(5)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (5, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -3,7 +3,7 @@
 import torch
 
 from tests.train.method.literal_step import split_mix_64
-from toco_train.method.local_crops import local_crops
+from toco_train.method.local_crops import _random_numbers, local_crops
 
 SEED = torch.tensor([7])
 
@@ -34,6 +34,12 @@ def test_centres_are_drawn_without_replacement():
 
 def test_the_reference_generator_gives_its_published_first_number():
     assert split_mix_64(1234567, 1) == 6457827717110365317
+
+
+def test_random_numbers_are_the_upper_62_bits_of_the_generators_own():
+    seeds = [0, 1, (1 << 63) - 12345, -7]
+    found = _random_numbers(torch.tensor(seeds), 50)
+    assert found.tolist() == [[split_mix_64(seed, place + 1) >> 2 for place in range(50)] for seed in seeds]
 
 
 def test_centres_are_the_candidates_of_the_largest_random_numbers():

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional as F
 
 from tests.train.conftest import TINY_VIT, tiny_config
 from toco_core.errors import ConfigError, ImageSizeError, RunError
 from toco_train.models.pretrained import describe_misfit, load_backbone_weights
 from toco_train.models.toco import ToCo
-from toco_train.models.vit import build_backbone
+from toco_train.models.vit import Backbone, build_backbone
 
 
 def test_image_logits_are_the_class_maps_of_the_largest_values_of_each_channel(tiny_model):
@@ -69,6 +71,17 @@ def test_either_side_that_does_not_fit_the_patches_is_refused(tiny_model, height
         tiny_model(torch.zeros(1, 3, height, width))
 
 
+@pytest.mark.parametrize("grid", [(2, 3), (4, 3), (3, 5)])
+def test_the_position_embedding_of_a_grid_that_is_not_square_is_resized_side_by_side(grid):
+    vit = VisionTransformer(img_size=(32, 48), patch_size=16, embed_dim=4, depth=1, num_heads=1, num_classes=0)
+    backbone = Backbone(vit, aux_block=-1)
+    assert backbone.grid_size == (2, 3)
+    patches = vit.pos_embed[:, 1:].transpose(1, 2).reshape(1, 4, 2, 3)
+    patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    expected = torch.cat([vit.pos_embed[:, :1], patches], dim=1)
+    torch.testing.assert_close(backbone.position_embedding(*grid), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("block", [-4, -1, 0, 3])
 def test_an_auxiliary_block_may_be_counted_from_either_end(block):
     assert build_backbone(TINY_VIT, pretrained=False, aux_block=block).aux_block == block % 4
@@ -101,7 +114,7 @@ def test_a_misfit_names_what_is_missing_left_over_and_of_another_shape():
     assert not describe_misfit(expected, expected)
     many = tensors(**{f"k{number:02d}": (1,) for number in range(12)})
     ten = ", ".join(f"k{number:02d}" for number in range(10))
-    assert describe_misfit(many, {}) == f"12 missing ({ten}, and 2 more)"
+    assert describe_misfit(many, {}) == f"12 missing ({ten} and 2 more)"
     assert describe_misfit({name: many[name] for name in list(many)[:10]}, {}) == f"10 missing ({ten})"
 
 
