@@ -144,9 +144,9 @@ def test_what_does_not_go_together_is_refused(docker, capsys: pytest.CaptureFixt
         choose_engine(ExportConfig(in_container="26.06", target="onnx"))
     with pytest.raises(ConfigError, match="--backend tensorrt serves an engine of TensorRT; add --target tensorrt"):
         resolve_backend(ExportConfig(backend="tensorrt"), "tensorrt-rtx")
-    with pytest.raises(SystemExit):
-        main([str(run_folder), "--in-container", "latest"])
-    assert "'latest' is no release of Triton; give year and month, such as 26.06" in capsys.readouterr().err
+    assert main([str(run_folder), "--in-container", "latest"]) == 2
+    expected = "in_container: not a release of Triton; give year and month, such as 26.06 (got 'latest')"
+    assert expected in capsys.readouterr().err
 
 
 def test_auto_serves_with_python_unless_there_is_an_engine_of_tensorrt():
