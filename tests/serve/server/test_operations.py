@@ -87,7 +87,9 @@ def test_sighup_rolls_out_what_the_repository_holds_by_then_or_says_why_not(tmp_
             assert quadrant_labels(client.segment(quadrants(64, 64)).mask) == [0, 2, 1, 3]
             (repository / "manifest.json").unlink()
             serving.send_signal(signal.SIGHUP)
-            assert "has no manifest.json; make one with toco-export; the current" in shown_until("models stay in service")
+            assert "has no manifest.json; make one with toco-export; the current" in shown_until(
+                "models stay in service"
+            )
             assert quadrant_labels(client.segment(quadrants(64, 64)).mask) == [0, 2, 1, 3]
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(15) == 0
